@@ -1,0 +1,9 @@
+//! What Emberline's coordinator and workers must agree on: ids, the pipeline's spec and its checks,
+//! artifacts, and logs. What only one side uses lives on that side.
+
+pub mod failure;
+pub mod ids;
+pub mod resources;
+pub mod run_view;
+pub mod spec;
+pub mod time;

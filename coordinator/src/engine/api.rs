@@ -1,0 +1,430 @@
+//! What goes into the engine and what comes out of it. Plain data, no behaviour.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use emberline_common::{
+    failure::Failure,
+    ids::{
+        ArtifactName, AttemptId, Digest, Epoch, Incarnation, RunId, StageKind, TaskName, WorkerName,
+    },
+    resources::Resources,
+    run_view::{
+        ArtifactRef, AttemptTiming, ModelRegistration, Results, RunSummary, RunView, TaskView,
+    },
+    spec::PipelineSpec,
+    time::Timestamp,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use thiserror::Error;
+
+/// One session of a worker with this leader. Never reused by one leader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub u64);
+
+/// One thing that happened, for the engine to decide on.
+#[derive(Debug, Clone)]
+pub enum Command {
+    /// A client submits a run.
+    Submit(Box<Submission>),
+    /// A client asks a run to stop.
+    Cancel {
+        /// Which.
+        run: RunId,
+        /// Why.
+        why: String,
+    },
+    /// A client starts an ended, unsuccessful run again from its tasks that did not succeed.
+    Retry(Box<ArchivedRun>),
+    /// A worker opened a session.
+    WorkerRegistered(Box<WorkerHello>),
+    /// A worker has room for more attempts.
+    Credits {
+        /// The session.
+        session: SessionId,
+        /// How many more.
+        credits: u32,
+    },
+    /// A session's connection broke.
+    WorkerDisconnected {
+        /// The session.
+        session: SessionId,
+    },
+    /// A worker takes no more work.
+    WorkerDraining {
+        /// The session.
+        session: SessionId,
+    },
+    /// Attempts ended.
+    Reports {
+        /// The session that says so.
+        session: SessionId,
+        /// The reports.
+        reports: Vec<AttemptReport>,
+    },
+    /// The record of an ended run is in the object store.
+    RunArchived {
+        /// Which.
+        run: RunId,
+        /// The SHA-256 under which it is stored.
+        archive: Digest,
+    },
+    /// Forget ended runs, and the cache entries that they made.
+    Forget {
+        /// Which.
+        runs: Vec<RunId>,
+    },
+    /// A deadline given by [`Engine::next_deadline`](super::Engine::next_deadline) has come.
+    Tick,
+}
+
+/// A run to accept. Its pipeline has been checked, its parameters are filled in.
+#[derive(Debug, Clone)]
+pub struct Submission {
+    /// The id that it will have if it is new.
+    pub run: RunId,
+    /// Chosen by the client; the same id again is the same run.
+    pub request_id: Option<String>,
+    /// The pipeline, with `${params.…}` filled in and `${matrix.…}` still there.
+    pub spec: Arc<PipelineSpec>,
+    /// The SHA-256 under which the pipeline's text is stored.
+    pub revision: Digest,
+    /// The parameters' final values.
+    pub params: Map<String, Value>,
+    /// Directory that relative `file:` sources are resolved against.
+    pub base_dir: String,
+    /// Overrides the pipeline's own.
+    pub priority: Option<i32>,
+    /// Reuse nothing.
+    pub no_cache: bool,
+    /// Files that travel with the submission.
+    pub files: Vec<StageFile>,
+    /// What started it.
+    pub trigger: String,
+    /// W3C `traceparent` to go on from.
+    pub traceparent: String,
+}
+
+/// A file that travels with a submission.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageFile {
+    /// Path relative to the pipeline file and to the working directory.
+    pub path: String,
+    /// The SHA-256 of its content.
+    pub sha256: Digest,
+    /// Size in bytes.
+    pub bytes: u64,
+    /// Whether it is executable.
+    pub executable: bool,
+}
+
+/// A worker that opens a session.
+#[derive(Debug, Clone)]
+pub struct WorkerHello {
+    /// The session.
+    pub session: SessionId,
+    /// Its name.
+    pub worker: WorkerName,
+    /// Its life.
+    pub incarnation: Incarnation,
+    /// Its program's version.
+    pub version: String,
+    /// What it has.
+    pub resources: Resources,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// The stage kinds it runs, with their versions.
+    pub kinds: BTreeMap<StageKind, u32>,
+    /// Manifests in its cache.
+    pub cached: Vec<Digest>,
+    /// Attempts that it is still running.
+    pub running: Vec<AttemptId>,
+    /// Room for attempts.
+    pub credits: u32,
+}
+
+/// How one attempt ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AttemptReport {
+    /// Which.
+    pub id: AttemptId,
+    /// Whether it succeeded, and what it produced.
+    pub outcome: Result<AttemptSuccess, AttemptFailure>,
+    /// Where its time went.
+    pub timing: AttemptTiming,
+}
+
+/// What a successful attempt produced; all of it is stored already.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct AttemptSuccess {
+    /// Its outputs.
+    pub outputs: Vec<ArtifactRef>,
+    /// Its results.
+    pub results: Results,
+    /// What to register.
+    pub registration: Option<ModelRegistration>,
+}
+
+/// Why an attempt did not succeed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AttemptFailure {
+    /// The failure.
+    pub failure: Failure,
+    /// The input that is missing or corrupted: cache entries that name it are dropped.
+    pub bad_manifest: Option<Digest>,
+}
+
+/// An ended run as it lies in the object store.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ArchivedRun {
+    /// What could be seen of it.
+    pub view: RunView,
+    /// As submitted.
+    pub base_dir: String,
+    /// As submitted.
+    pub no_cache: bool,
+    /// As submitted.
+    pub files: Vec<StageFile>,
+    /// As submitted, with parameters filled in.
+    pub spec: Arc<PipelineSpec>,
+}
+
+/// An attempt for a worker to run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Assignment {
+    /// Which.
+    pub id: AttemptId,
+    /// The leader's term.
+    pub epoch: Epoch,
+    /// The pipeline's name.
+    pub pipeline: emberline_common::ids::PipelineName,
+    /// The stage's kind.
+    pub kind: StageKind,
+    /// The stage's `with`, everything filled in.
+    pub spec: Value,
+    /// Its inputs.
+    pub inputs: Vec<AssignedInput>,
+    /// What is reserved for it.
+    pub resources: Resources,
+    /// Stop it after this long.
+    pub timeout: Option<Duration>,
+    /// Directory that relative `file:` sources are resolved against.
+    pub base_dir: String,
+    /// Files that this stage names.
+    pub files: Vec<StageFile>,
+    /// What earlier tasks of the run did; only for kinds `report` and `deploy`.
+    pub run_view: Option<Box<RunView>>,
+    /// W3C `traceparent` of the run.
+    pub traceparent: String,
+}
+
+/// One input of an attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AssignedInput {
+    /// The name that the stage knows it by.
+    pub name: ArtifactName,
+    /// What it is.
+    pub artifact: ArtifactRef,
+    /// The task that produced it.
+    pub producer: TaskName,
+}
+
+/// One record to write. All writes of one decision are committed together, or none is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Write {
+    /// Set a key.
+    Put {
+        /// The key, without the cluster's prefix.
+        key: String,
+        /// JSON, at most 64 KiB.
+        value: Vec<u8>,
+    },
+    /// Remove a key.
+    Delete {
+        /// The key, without the cluster's prefix.
+        key: String,
+    },
+}
+
+/// What to do once the writes are committed; never before.
+#[derive(Debug, Clone)]
+pub enum Effect {
+    /// Answer a registration.
+    Registered {
+        /// The session.
+        session: SessionId,
+        /// Of the attempts that it said are running, those that are no longer current.
+        abandon: Vec<AttemptId>,
+    },
+    /// End a session: it was replaced, or the worker is not wanted.
+    CloseSession {
+        /// The session.
+        session: SessionId,
+        /// Why.
+        why: String,
+    },
+    /// Send work.
+    Assign {
+        /// To whom.
+        session: SessionId,
+        /// What.
+        assignment: Box<Assignment>,
+    },
+    /// Stop an attempt.
+    Stop {
+        /// Where it runs.
+        session: SessionId,
+        /// Which.
+        attempt: AttemptId,
+    },
+    /// Tell a worker what became of its report.
+    Ack {
+        /// Whom.
+        session: SessionId,
+        /// Which attempt.
+        attempt: AttemptId,
+        /// Committed, or refused since it is no longer current.
+        committed: bool,
+    },
+    /// Tell those who watch the run. Only made for runs that are watched.
+    RunChanged(Box<RunSummary>),
+    /// Tell those who watch the run. Only made for runs that are watched.
+    TaskChanged(Box<TaskView>),
+    /// Write the ended run to the object store, then answer with [`Command::RunArchived`].
+    Archive(Box<ArchivedRun>),
+}
+
+/// What a command came to, for whoever gave it. To be told only after the commit.
+#[derive(Debug, Clone)]
+pub enum Outcome {
+    /// Nothing to say.
+    Done,
+    /// The submitted run.
+    Submitted {
+        /// Its id.
+        run: RunId,
+        /// Whether an earlier submit with the same request id had made it.
+        already_existed: bool,
+    },
+    /// The run as it is now.
+    Run(Box<RunSummary>),
+}
+
+/// Why a command was refused. Nothing has changed.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum Refusal {
+    /// There is no such run among the live ones.
+    #[error("there is no live run `{0}`")]
+    NoSuchRun(RunId),
+    /// The run's state does not allow it.
+    #[error("run `{run}` has {state}: {hint}")]
+    WrongState {
+        /// The run.
+        run: RunId,
+        /// Its state.
+        state: &'static str,
+        /// What can be done instead.
+        hint: &'static str,
+    },
+    /// Too much is queued already.
+    #[error("the queue is full ({limit} {what}); try again later")]
+    QueueFull {
+        /// The limit.
+        limit: usize,
+        /// Of what.
+        what: &'static str,
+    },
+    /// The submission is larger than the state can hold.
+    #[error("the submission is too large: {0}")]
+    TooLarge(String),
+}
+
+/// All that one command led to.
+#[derive(Debug)]
+pub struct Decision {
+    /// What to write, in one transaction.
+    pub writes: Vec<Write>,
+    /// What to do once that is committed.
+    pub effects: Vec<Effect>,
+    /// What to answer once that is committed.
+    pub outcome: Result<Outcome, Refusal>,
+}
+
+/// Limits and times of the engine.
+#[derive(Debug, Clone)]
+pub struct EngineConfig {
+    /// How long a worker whose connection broke may take to come back.
+    pub worker_grace: Duration,
+    /// How long a new leader waits for workers to claim their attempts.
+    pub adoption_window: Duration,
+    /// Runs that have not ended, at most.
+    pub max_live_runs: usize,
+    /// Tasks that have not ended, at most, over all runs.
+    pub max_live_tasks: usize,
+    /// Cache entries, at most; the least recently used go first.
+    pub max_cache_entries: usize,
+    /// A run is quarantined (failed with reason `system`) after this many leaders have died while deciding on it.
+    pub poison_limit: u32,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self {
+            worker_grace: Duration::from_secs(3),
+            adoption_window: Duration::from_secs(3),
+            max_live_runs: 10_000,
+            max_live_tasks: 1_000_000,
+            max_cache_entries: 100_000,
+            poison_limit: 3,
+        }
+    }
+}
+
+/// One task of a plan: what a submit would do now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlannedTask {
+    /// The task.
+    pub task: TaskName,
+    /// The stage's kind.
+    pub kind: StageKind,
+    /// What would happen.
+    pub action: PlannedAction,
+    /// Why.
+    pub why: String,
+    /// The stages it waits for.
+    pub needs: Vec<emberline_common::ids::StageName>,
+}
+
+/// What would happen to a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PlannedAction {
+    /// It would run.
+    Run,
+    /// Its outputs would be reused.
+    Reuse,
+    /// It depends on what an upstream task that has to run will produce.
+    Depends,
+}
+
+/// What can be seen of a worker.
+#[derive(Debug, Clone)]
+pub struct WorkerStatus {
+    /// Its name.
+    pub worker: WorkerName,
+    /// Since when its connection is broken, if it is.
+    pub suspect_since: Option<Timestamp>,
+    /// Whether it takes no more work.
+    pub draining: bool,
+    /// What it has.
+    pub total: Resources,
+    /// What is free.
+    pub free: Resources,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Its kinds.
+    pub kinds: Vec<StageKind>,
+    /// Attempts that it runs.
+    pub running: usize,
+    /// Its program's version.
+    pub version: String,
+}

@@ -1,0 +1,3 @@
+//! The engine: a pure state machine that decides everything and does nothing.
+
+pub mod api;

@@ -1,0 +1,3 @@
+//! The coordinator: decides what runs where, keeps the state, serves the API.
+
+pub mod engine;

@@ -1,0 +1,26 @@
+//! Compiles the protos in pure Rust, so that no `protoc` is needed.
+
+use std::{env, error::Error, fs, path::PathBuf};
+
+const PROTOS: &[&str] = &[
+    "emberline/v1/types.proto",
+    "emberline/v1/runs.proto",
+    "emberline/v1/workers.proto",
+    "emberline/v1/models.proto",
+    "emberline/v1/artifacts.proto",
+    "emberline/v1/cluster.proto",
+];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=emberline");
+    let descriptors = protox::compile(PROTOS, ["."])?;
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    fs::write(
+        out.join("descriptors.bin"),
+        prost::Message::encode_to_vec(&descriptors),
+    )?;
+    tonic_prost_build::configure()
+        .build_transport(false)
+        .compile_fds(descriptors)?;
+    Ok(())
+}
