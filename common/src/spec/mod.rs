@@ -4,6 +4,8 @@
 //! check for unknown fields and the typed values all come from them. Start with [`PipelineSpec`],
 //! then [`StageSpec`]; each stage kind has a file of its own in [`kinds`].
 
+pub mod condition;
+pub mod expand;
 pub mod kinds;
 pub mod units;
 

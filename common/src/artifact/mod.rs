@@ -1,0 +1,18 @@
+//! Artifacts: immutable bytes, stored under their SHA-256.
+//!
+//! Bytes are written first and referred to after. Nothing here relies on conditional writes, and
+//! nothing lists the store to find state: a digest names its bytes for ever, and whoever holds the
+//! digest can check them. Start with [`ArtifactStore`]; a whole artifact is a [`Manifest`] of files.
+
+mod error;
+mod manifest;
+mod store;
+mod writer;
+
+pub use error::ArtifactError;
+pub use manifest::{MAX_FILES, MAX_MANIFEST_BYTES, Manifest, ManifestFile, check_path};
+pub use store::ArtifactStore;
+pub use writer::BlobWriter;
+
+#[cfg(test)]
+mod tests;
