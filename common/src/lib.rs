@@ -2,9 +2,11 @@
 //! artifacts, and logs. What only one side uses lives on that side.
 
 pub mod artifact;
+pub mod attempt_log;
 pub mod failure;
 pub mod ids;
 pub mod resources;
 pub mod run_view;
 pub mod spec;
 pub mod time;
+pub mod tls;

@@ -96,7 +96,7 @@ impl ArtifactError {
     #[must_use]
     pub fn io(what: &'static str, path: impl Into<PathBuf>, source: std::io::Error) -> Self {
         let path = path.into();
-        if source.kind() == std::io::ErrorKind::StorageFull {
+        if is_full(source.kind()) {
             Self::DiskFull {
                 what: format!("{what} `{}`", path.display()),
             }
@@ -136,10 +136,17 @@ fn is_disk_full(error: &object_store::Error) -> bool {
     let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = next {
         let io = error.downcast_ref::<std::io::Error>();
-        if io.is_some_and(|io| io.kind() == std::io::ErrorKind::StorageFull) {
+        if io.is_some_and(|io| is_full(io.kind())) {
             return true;
         }
         next = error.source();
     }
     false
+}
+
+const fn is_full(kind: std::io::ErrorKind) -> bool {
+    matches!(
+        kind,
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
+    )
 }

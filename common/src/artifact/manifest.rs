@@ -1,5 +1,7 @@
 //! The list of an artifact's files. It is stored like any other bytes; its digest is the artifact's.
 
+use std::collections::HashSet;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -87,6 +89,16 @@ impl Manifest {
                 return Err(format!(
                     "`{}` stands twice or out of order",
                     pair[1].path.escape_debug()
+                ));
+            }
+        }
+        let paths: HashSet<&str> = self.files.iter().map(|f| f.path.as_str()).collect();
+        for file in &self.files {
+            let mut above = file.path.match_indices('/').map(|(at, _)| &file.path[..at]);
+            if let Some(dir) = above.find(|dir| paths.contains(dir)) {
+                return Err(format!(
+                    "`{}` is both a file and a directory",
+                    dir.escape_debug()
                 ));
             }
         }

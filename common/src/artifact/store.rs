@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use object_store::{
-    ObjectStore, ObjectStoreExt, RetryConfig,
+    ClientOptions, ObjectStore, ObjectStoreExt, RetryConfig,
     aws::{AmazonS3Builder, S3ConditionalPut},
     local::LocalFileSystem,
     memory::InMemory,
@@ -78,6 +78,7 @@ impl ArtifactStore {
                 Arc::new(local.with_automatic_cleanup(false).with_fsync(true))
             }
             "s3" => {
+                crate::tls::install_crypto_provider();
                 let retry = RetryConfig {
                     max_retries: 10,
                     retry_timeout: Duration::from_secs(120),
@@ -85,6 +86,12 @@ impl ArtifactStore {
                 };
                 let s3 = AmazonS3Builder::from_env()
                     .with_url(url)
+                    .with_client_options(
+                        ClientOptions::new()
+                            .with_allow_http(endpoint_is_http())
+                            .with_connect_timeout(Duration::from_secs(5))
+                            .with_timeout(Duration::from_secs(120)),
+                    )
                     .with_retry(retry)
                     // No correctness rests on it, and some servers answer it wrongly.
                     .with_conditional_put(S3ConditionalPut::Disabled)
@@ -138,13 +145,28 @@ impl ArtifactStore {
         }
     }
 
+    /// Whether the right bytes are stored under the digest. They are read: so the next put of the
+    /// same bytes heals an object that was damaged. Any doubt is a no, since a put is always right.
+    async fn has_whole(&self, digest: &Digest, bytes: u64) -> bool {
+        if !matches!(self.has(digest, bytes).await, Ok(true)) {
+            return false;
+        }
+        let mut pieces = std::pin::pin!(self.read(digest));
+        while let Some(piece) = pieces.next().await {
+            if piece.is_err() {
+                return false;
+            }
+        }
+        true
+    }
+
     /// Stores bytes. Durable when it returns.
     ///
     /// # Errors
     /// [`ArtifactError::Store`], [`ArtifactError::DiskFull`].
     pub async fn put_bytes(&self, bytes: Bytes) -> Result<Digest, ArtifactError> {
         let digest = Digest::of(&bytes);
-        if !self.has(&digest, bytes.len() as u64).await? {
+        if !self.has_whole(&digest, bytes.len() as u64).await {
             self.store
                 .put(&Self::key(&digest), bytes.into())
                 .await
@@ -160,7 +182,7 @@ impl ArtifactStore {
     /// [`ArtifactError::Mismatch`] if the file changed in between.
     pub async fn put_file(&self, path: &FilePath) -> Result<(Digest, u64), ArtifactError> {
         let (digest, bytes) = digest_of_file(path).await?;
-        if self.has(&digest, bytes).await? {
+        if self.has_whole(&digest, bytes).await {
             return Ok((digest, bytes));
         }
         let mut file = tokio::fs::File::open(path)
@@ -281,9 +303,14 @@ impl ArtifactStore {
         };
         if size != bytes {
             // Cut or padded: hash what is there, so that the error says what was found.
-            let whole = self.get(digest).await?.bytes().await;
-            let whole = whole.map_err(|e| self.failed(format!("read the object {digest}"), e))?;
-            return Err(self.corrupted(digest, Digest::of(&whole)));
+            let mut hasher = sha2::Sha256::new();
+            let mut pieces = self.get(digest).await?.into_stream();
+            while let Some(piece) = pieces.next().await {
+                hasher.update(
+                    piece.map_err(|e| self.failed(format!("read the object {digest}"), e))?,
+                );
+            }
+            return Err(self.corrupted(digest, Digest::from_hasher(hasher)));
         }
         let mut file = tokio::fs::File::create(partial)
             .await
@@ -452,6 +479,14 @@ async fn digest_of_file(path: &FilePath) -> Result<(Digest, u64), ArtifactError>
         .await
         .unwrap_or_else(|e| Err(std::io::Error::other(e)));
     hashed.map_err(|e| ArtifactError::io("read", shown, e))
+}
+
+/// Whether the environment names an S3 server without TLS, which object_store refuses otherwise.
+fn endpoint_is_http() -> bool {
+    ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"]
+        .iter()
+        .filter_map(|name| std::env::var(name).ok())
+        .any(|endpoint| endpoint.starts_with("http://"))
 }
 
 /// The URL as it may be shown: without user and password.

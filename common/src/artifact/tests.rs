@@ -199,3 +199,31 @@ fn an_unusable_url_is_named_without_its_password() {
         assert!(!error.contains("secret"), "{error}");
     }
 }
+
+#[tokio::test]
+async fn a_damaged_object_is_healed_by_the_next_put_of_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = ArtifactStore::open(&format!("file://{}", dir.path().display())).unwrap();
+    let digest = store.put_bytes(Bytes::from_static(b"abc")).await.unwrap();
+    let object = dir.path().join(ArtifactStore::key(&digest).as_ref());
+    std::fs::write(&object, b"abd").unwrap();
+    assert!(store.get_bytes(&digest, 3).await.is_err());
+    store.put_bytes(Bytes::from_static(b"abc")).await.unwrap();
+    assert_eq!(store.get_bytes(&digest, 3).await.unwrap(), "abc");
+}
+
+#[test]
+fn a_path_that_is_both_a_file_and_a_directory_is_refused() {
+    let file = |path: &str| ManifestFile {
+        path: path.to_owned(),
+        sha256: Digest::of(b"x"),
+        bytes: 1,
+    };
+    let files = vec![file("a"), file("a.b"), file("a/b")];
+    let manifest = Manifest::new(
+        crate::spec::ArtifactType::Files,
+        files,
+        serde_json::Map::new(),
+    );
+    assert!(manifest.check().is_err());
+}
