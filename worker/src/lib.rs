@@ -3,3 +3,4 @@
 
 pub mod documents;
 pub mod stage;
+pub mod testing;

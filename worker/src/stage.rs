@@ -11,6 +11,7 @@ use std::{
     sync::Arc,
 };
 
+pub use emberline_common::attempt_log::LogSource;
 use emberline_common::{
     failure::Reason,
     ids::{ArtifactName, AttemptId, Digest, PipelineName, StageKind, TaskName},
@@ -191,29 +192,6 @@ pub trait AttemptSink: Send + Sync {
     fn metric(&self, name: &str, step: u64, value: f64);
     /// How far it is, from 0 to 1 (negative: unknown), and one line for people.
     fn progress(&self, fraction: f64, message: &str);
-}
-
-/// Who wrote a line of a log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogSource {
-    /// A command's standard output.
-    Stdout,
-    /// A command's standard error.
-    Stderr,
-    /// The stage itself.
-    Stage,
-}
-
-impl LogSource {
-    /// The name as stored.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Stdout => "stdout",
-            Self::Stderr => "stderr",
-            Self::Stage => "stage",
-        }
-    }
 }
 
 /// Where a task's checkpoint is kept. It belongs to the task, not to the attempt: a later attempt
