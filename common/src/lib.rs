@@ -10,3 +10,4 @@ pub mod run_view;
 pub mod spec;
 pub mod time;
 pub mod tls;
+pub mod wire;
