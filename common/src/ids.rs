@@ -47,9 +47,20 @@ fn invalid(what: &'static str, text: &str, rule: &'static str) -> InvalidId {
 macro_rules! text_id {
     ($(#[$doc:meta])* $name:ident, $what:literal, $rule:expr, $check:expr) => {
         $(#[$doc])*
-        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, JsonSchema)]
-        #[schemars(transparent)]
-        pub struct $name(#[schemars(with = "String")] Arc<str>);
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(Arc<str>);
+
+        impl JsonSchema for $name {
+            fn inline_schema() -> bool {
+                true
+            }
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                stringify!($name).into()
+            }
+            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                schemars::json_schema!({ "type": "string", "format": concat!("emberline ", $what) })
+            }
+        }
 
         impl $name {
             /// Parses and checks.
@@ -287,6 +298,7 @@ impl JsonSchema for Digest {
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
         schemars::json_schema!({
             "type": "string",
+            "format": "emberline SHA-256",
             "pattern": "^[0-9a-f]{64}$",
             "description": "A SHA-256 as 64 lower-case hex digits."
         })

@@ -4,10 +4,17 @@
 //! check for unknown fields and the typed values all come from them. Start with [`PipelineSpec`],
 //! then [`StageSpec`]; each stage kind has a file of its own in [`kinds`].
 
+pub mod check;
 pub mod condition;
 pub mod expand;
 pub mod kinds;
+pub mod parse;
+pub mod schema;
+pub mod semantics;
+pub mod signature;
+pub mod suggest;
 pub mod units;
+pub mod yaml;
 
 use std::collections::BTreeMap;
 
@@ -16,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::ids::{ArtifactName, PipelineName, StageKind, StageName};
+pub use parse::{CheckedPipeline, Diagnostic, exec_files, parse_pipeline};
 pub use units::{ByteSize, DurationText};
 
 /// A map that keeps the order of the file.
@@ -149,6 +157,7 @@ impl JsonSchema for OutputRef {
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
         schemars::json_schema!({
             "type": "string",
+            "format": "emberline output reference",
             "pattern": "^[a-z0-9][a-z0-9_-]{0,62}\\.[a-z0-9][a-z0-9_-]{0,62}$"
         })
     }
@@ -299,3 +308,6 @@ impl Default for RetrySpec {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -158,13 +158,13 @@ macro_rules! as_text {
 as_text!(
     DurationText,
     DURATION_RULE,
-    json_schema!({ "type": "string", "format": "emberline-duration", "pattern": "^([0-9]+(ms|s|m|h|d))+$" }),
+    json_schema!({ "type": "string", "format": "emberline duration", "pattern": "^([0-9]+(ms|s|m|h|d))+$" }),
     |n| Err(format!("`{n}` has no unit: {DURATION_RULE}"))
 );
 as_text!(
     ByteSize,
     BYTES_RULE,
-    json_schema!({ "type": ["string", "integer"], "format": "emberline-size", "minimum": 0, "pattern": "^[0-9]+ ?(B|[KMGT]i?B)?$" }),
+    json_schema!({ "type": ["string", "integer"], "format": "emberline size", "minimum": 0, "pattern": "^[0-9]+ ?(B|[KMGT]i?B)?$" }),
     |n| Ok(ByteSize(n))
 );
 
