@@ -245,7 +245,7 @@ pub enum AttemptLogError {
         /// The chunk's number.
         sequence: u64,
         /// The error below.
-        source: object_store::Error,
+        source: Box<object_store::Error>,
     },
 }
 
@@ -311,7 +311,7 @@ impl AttemptLogReader {
                     what: self.stream.as_str(),
                     id: self.id.clone(),
                     sequence: self.next,
-                    source,
+                    source: Box::new(source),
                 });
             }
         };
