@@ -137,7 +137,8 @@ pub struct WorkerHello {
     pub kinds: BTreeMap<StageKind, u32>,
     /// Manifests in its cache.
     pub cached: Vec<Digest>,
-    /// Attempts that it is still running.
+    /// Attempts that it is still running, and those that ended but whose reports no leader has
+    /// acknowledged (these reports follow as [`Command::Reports`]). What is not here is lost.
     pub running: Vec<AttemptId>,
     /// Room for attempts.
     pub credits: u32,
@@ -172,6 +173,10 @@ pub struct AttemptFailure {
     pub failure: Failure,
     /// The input that is missing or corrupted: cache entries that name it are dropped.
     pub bad_manifest: Option<Digest>,
+    /// Outputs that were stored all the same (e.g. `validation`), kept for `run_if: always`.
+    pub outputs: Vec<ArtifactRef>,
+    /// Results up to the failure.
+    pub results: Results,
 }
 
 /// An ended run as it lies in the object store.
@@ -185,6 +190,9 @@ pub struct ArchivedRun {
     pub no_cache: bool,
     /// As submitted.
     pub files: Vec<StageFile>,
+    /// As submitted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
     /// As submitted, with parameters filled in.
     pub spec: Arc<PipelineSpec>,
 }
@@ -337,6 +345,9 @@ pub enum Refusal {
     /// The submission is larger than the state can hold.
     #[error("the submission is too large: {0}")]
     TooLarge(String),
+    /// The pipeline cannot be run as it is, though its file has passed the checks.
+    #[error("the pipeline cannot run: {0}")]
+    Invalid(String),
 }
 
 /// All that one command led to.
@@ -365,6 +376,13 @@ pub struct EngineConfig {
     pub max_cache_entries: usize,
     /// A run is quarantined (failed with reason `system`) after this many leaders have died while deciding on it.
     pub poison_limit: u32,
+    /// Ended runs that the state remembers, at most; the oldest are forgotten first.
+    pub max_ended_runs: usize,
+    /// How long an attempt that was told to stop may take before its task ends without it.
+    pub stop_grace: Duration,
+    /// How long after its time limit an attempt is given up; until then the worker, which keeps the
+    /// limit exactly, is waited for.
+    pub timeout_slack: Duration,
 }
 
 impl Default for EngineConfig {
@@ -376,6 +394,9 @@ impl Default for EngineConfig {
             max_live_tasks: 1_000_000,
             max_cache_entries: 100_000,
             poison_limit: 3,
+            max_ended_runs: 100_000,
+            stop_grace: Duration::from_secs(15),
+            timeout_slack: Duration::from_secs(5),
         }
     }
 }
@@ -427,4 +448,73 @@ pub struct WorkerStatus {
     pub running: usize,
     /// Its program's version.
     pub version: String,
+}
+
+/// How much is queued and running.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct QueueStats {
+    /// Runs that have not ended, or whose record is not archived yet.
+    pub live_runs: usize,
+    /// Tasks that are not in a final state.
+    pub live_tasks: usize,
+    /// Tasks that wait for a worker.
+    pub queued_tasks: usize,
+    /// Attempts on workers, those that were told to stop included.
+    pub running_attempts: usize,
+    /// Cache entries.
+    pub cache_entries: usize,
+}
+
+/// What can be seen of a registered model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelView {
+    /// Its name.
+    pub model: emberline_common::ids::ModelName,
+    /// The highest version.
+    pub latest_version: u32,
+    /// Aliases and the versions they point to.
+    pub aliases: BTreeMap<emberline_common::ids::Alias, u32>,
+}
+
+/// An ended run as the state remembers it; the whole is in the archive.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EndedRun {
+    /// Its last summary.
+    pub summary: RunSummary,
+    /// The SHA-256 under which the [`ArchivedRun`] is stored.
+    pub archive: Digest,
+    /// The client's request id, so that a repeated submit finds it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+}
+
+/// Why the records of an earlier leader could not be taken over.
+#[derive(Debug, Error)]
+pub enum LoadError {
+    /// A record is no JSON of the expected shape, or has a key of no known kind.
+    #[error(
+        "the state's record `{key}` cannot be read ({what}): it was written by another version or is damaged"
+    )]
+    Record {
+        /// The key.
+        key: String,
+        /// What does not fit.
+        what: String,
+    },
+    /// A run's pipeline is missing.
+    #[error("the pipeline {spec} of run `{run}` is missing in the object store")]
+    MissingSpec {
+        /// The run.
+        run: RunId,
+        /// The SHA-256 of its spec.
+        spec: Digest,
+    },
+    /// A run's pipeline no longer passes the engine's checks.
+    #[error("run `{run}` cannot be taken over: {why}")]
+    Run {
+        /// The run.
+        run: RunId,
+        /// Why.
+        why: String,
+    },
 }

@@ -1,0 +1,254 @@
+//! A new leader takes over: from records to the state that the old leader had.
+//!
+//! Records say what cannot be derived; the rest (which stages are open, queued, skipped, cut off)
+//! follows from the same rules as live, with the times that stand in the records. Running attempts
+//! wait for their workers until the adoption window closes.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use emberline_common::{
+    failure::{Failure, Reason},
+    ids::{AttemptId, Digest, Epoch, RunId, TaskName},
+    run_view::{ModelVersion, TaskState},
+    spec::PipelineSpec,
+    time::Timestamp,
+};
+
+use super::{
+    Engine,
+    api::{Decision, Effect, EndedRun, EngineConfig, LoadError, Outcome},
+    deadlines::Due,
+    records::{CacheRecord, ModelRecord, PoisonRecord, RunRecord, TaskRecord, decode},
+    run::{Run, RunSeq, TaskRef, written_state},
+};
+
+type Records = [(String, Vec<u8>)];
+
+fn unknown(key: &str) -> LoadError {
+    LoadError::Record {
+        key: key.to_owned(),
+        what: "no such kind of record is known".to_owned(),
+    }
+}
+
+impl Engine {
+    /// What [`Self::load`] will ask for: the SHA-256 of each live run's [`spec_blob`](super::spec_blob).
+    ///
+    /// # Errors
+    /// [`LoadError::Record`] for a run's record that cannot be read.
+    pub fn spec_revisions(records: &Records) -> Result<Vec<(RunId, Digest)>, LoadError> {
+        let runs = records.iter().filter(|(key, _)| key.starts_with("runs/"));
+        runs.map(|(key, value)| {
+            let record: RunRecord = decode(key, value)?;
+            Ok((record.run, record.spec))
+        })
+        .collect()
+    }
+
+    /// Takes over from the records of an earlier leader. The decision is to be committed before
+    /// anything else.
+    ///
+    /// # Errors
+    /// [`LoadError`] if a record or a run's pipeline cannot be read. A leader that cannot read the
+    /// state must not lead.
+    pub fn load(
+        config: EngineConfig,
+        epoch: Epoch,
+        seed: u64,
+        now: Timestamp,
+        records: Vec<(String, Vec<u8>)>,
+        specs: &dyn Fn(&RunId, &Digest) -> Option<Arc<PipelineSpec>>,
+    ) -> Result<(Self, Decision), LoadError> {
+        let mut engine = Self::new(config, epoch, seed);
+        engine.now = now;
+        engine.loading = true;
+        let mut runs: Vec<RunRecord> = Vec::new();
+        let mut tasks: BTreeMap<RunId, Vec<(TaskName, TaskRecord)>> = BTreeMap::new();
+        let mut cache: Vec<(Digest, CacheRecord)> = Vec::new();
+        for (key, value) in &records {
+            let parts: Vec<&str> = key.split('/').collect();
+            match parts[..] {
+                ["schema"] => {}
+                ["runs", _] => runs.push(decode(key, value)?),
+                ["tasks", run, task] => {
+                    let run = RunId::new(run).map_err(|_| unknown(key))?;
+                    let task = TaskName::new(task).map_err(|_| unknown(key))?;
+                    let record = decode(key, value)?;
+                    tasks.entry(run).or_default().push((task, record));
+                }
+                ["cache", digest] => {
+                    let digest = digest.parse().map_err(|_| unknown(key))?;
+                    cache.push((digest, decode(key, value)?));
+                }
+                ["models", model] => {
+                    let model = model.parse().map_err(|_| unknown(key))?;
+                    let head: ModelRecord = decode(key, value)?;
+                    engine.models.load_head(model, head);
+                }
+                ["models", _, _] => {
+                    let version: ModelVersion = decode(key, value)?;
+                    engine.models.load_version(version);
+                }
+                ["ended", _] => engine.remember(decode::<EndedRun>(key, value)?),
+                ["poison", run] => {
+                    let run = RunId::new(run).map_err(|_| unknown(key))?;
+                    let record: PoisonRecord = decode(key, value)?;
+                    engine.poison.insert(run, record.deaths);
+                }
+                _ => return Err(unknown(key)),
+            }
+        }
+        cache.sort_by_key(|(key, record)| (record.created_at, *key));
+        for (key, record) in cache {
+            engine.cache.insert(key, record);
+        }
+        // In the order in which they were accepted, as live.
+        runs.sort_by(|a, b| (a.resumed_at, &a.run).cmp(&(b.resumed_at, &b.run)));
+        let mut seqs = Vec::with_capacity(runs.len());
+        for record in runs {
+            let id = record.run.clone();
+            let missing = || LoadError::MissingSpec {
+                run: id.clone(),
+                spec: record.spec,
+            };
+            let spec = specs(&id, &record.spec).ok_or_else(missing)?;
+            let run = Run::new(record, spec).map_err(|refusal| LoadError::Run {
+                run: id.clone(),
+                why: refusal.to_string(),
+            })?;
+            let seq = engine.insert(run);
+            engine.take_over(seq, tasks.remove(&id).unwrap_or_default())?;
+            seqs.push(seq);
+        }
+        engine.loading = false;
+        if !engine.unclaimed.is_empty() {
+            let until = now.after(engine.config.adoption_window);
+            engine.deadlines.add(until, Due::Adoption);
+        }
+        for seq in seqs {
+            engine.go_on(seq);
+        }
+        engine.run_due();
+        engine.deciding = None;
+        let decision = engine.take_decision(Ok(Outcome::Done));
+        Ok((engine, decision))
+    }
+
+    /// Puts a run's tasks where their records say, and derives the rest.
+    fn take_over(
+        &mut self,
+        seq: RunSeq,
+        records: Vec<(TaskName, TaskRecord)>,
+    ) -> Result<(), LoadError> {
+        let Some(run) = self.runs.get_mut(&seq) else {
+            return Ok(());
+        };
+        let id = run.record.run.clone();
+        let mut places = Vec::new();
+        for (name, record) in records {
+            let Some(task) = run.find(&name) else {
+                return Err(LoadError::Run {
+                    run: id,
+                    why: format!("its pipeline has no task `{name}`"),
+                });
+            };
+            places.push((task, record.written, record.retry_at));
+            let found = &mut run.tasks[task as usize];
+            found.stored = true;
+            found.note.clone_from(&record.note);
+            found.ready_at = record.ready_at;
+            found.ended_at = record.finished_at.unwrap_or_default();
+            found.record = Some(Box::new(record));
+        }
+        for (task, written, retry_at) in places {
+            let at = TaskRef { run: seq, task };
+            let Some(run) = self.runs.get_mut(&seq) else {
+                return Ok(());
+            };
+            let Some(state) = written_state(written) else {
+                continue;
+            };
+            let name = run.name_of(task);
+            let found = &mut run.tasks[task as usize];
+            let attempt = found.attempt();
+            let stage = found.stage as usize;
+            found.state = state;
+            match state {
+                TaskState::Running => {
+                    run.active += 1;
+                    found.stopping = run.record.stop.is_some();
+                    let record = found.record.as_ref();
+                    let started = record.and_then(|r| r.started_at).unwrap_or_default();
+                    let worker = record.and_then(|r| r.worker.clone());
+                    let limit = run.stage_spec(stage).timeout;
+                    let attempts = AttemptId {
+                        run: run.record.run.clone(),
+                        task: name,
+                        attempt,
+                    };
+                    let stop = run.record.stop.is_some();
+                    if let Some(worker) = worker {
+                        self.unclaimed.entry(worker).or_default().insert(attempts);
+                    }
+                    if let Some(limit) = limit {
+                        let until = started.after(limit.0).after(self.config.timeout_slack);
+                        self.deadlines
+                            .add(until, Due::Attempt { task: at, attempt });
+                    }
+                    if stop {
+                        let until = self.now.after(self.config.stop_grace);
+                        self.deadlines
+                            .add(until, Due::StopGrace { task: at, attempt });
+                    }
+                }
+                TaskState::Backoff => {
+                    run.active += 1;
+                    let until = retry_at.unwrap_or(self.now);
+                    self.deadlines
+                        .add(until, Due::Backoff { task: at, attempt });
+                }
+                _ => {
+                    let when = found.ended_at;
+                    let bad = !state.is_done();
+                    run.cached += usize::from(state == TaskState::Cached);
+                    run.count_end(stage, when, bad);
+                    self.live_tasks = self.live_tasks.saturating_sub(1);
+                }
+            }
+        }
+        self.derive(seq);
+        Ok(())
+    }
+
+    /// Derives what the records of a run leave out.
+    fn derive(&mut self, seq: RunSeq) {
+        self.settle(seq);
+        let stages = self.runs.get(&seq).map_or(0, |run| run.stages.len());
+        for stage in 0..stages {
+            let cut = |run: &Run| run.cut(stage).is_some() && run.stages[stage].unfinished > 0;
+            if self.runs.get(&seq).is_some_and(cut) {
+                self.sweep_stage(seq, stage);
+            }
+        }
+        self.settle(seq);
+    }
+
+    /// What a new leader has to do about a run that it has taken over.
+    fn go_on(&mut self, seq: RunSeq) {
+        let Some(run) = self.runs.get(&seq) else {
+            return;
+        };
+        let id = run.record.run.clone();
+        self.deciding = Some(id.clone());
+        if run.record.ended.is_some() {
+            let archived = Box::new(run.archived());
+            return self.effect(Effect::Archive(archived));
+        }
+        let deaths = self.poison.get(&id).copied().unwrap_or(0);
+        if deaths > 0 && deaths >= self.config.poison_limit && run.record.stop.is_none() {
+            let text = format!("{deaths} leaders died while deciding on this run: it is put aside");
+            return self.stop_run(&id, Failure::new(Reason::System, text));
+        }
+        self.settle(seq);
+    }
+}

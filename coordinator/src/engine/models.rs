@@ -1,0 +1,129 @@
+//! The registry: immutable versions, and aliases that move.
+
+use std::collections::BTreeMap;
+
+use emberline_common::{
+    ids::{Alias, Digest, ModelName},
+    run_view::{ArtifactRef, ModelVersion},
+};
+
+use super::{
+    api::{ModelView, Write},
+    records::{MAX_VALUE_BYTES, ModelRecord, encode, keys},
+};
+
+#[derive(Debug, Default)]
+struct Model {
+    head: ModelRecord,
+    versions: BTreeMap<u32, ModelVersion>,
+    by_artifact: BTreeMap<Digest, u32>,
+}
+
+/// All models.
+#[derive(Debug, Default)]
+pub(super) struct Registry {
+    models: BTreeMap<ModelName, Model>,
+}
+
+impl Registry {
+    /// Registers a version (its number is set here) and moves the alias. The same artifact again
+    /// is the same version.
+    ///
+    /// # Errors
+    /// If the version's record would be larger than the state takes; nothing has changed then.
+    pub fn register(
+        &mut self,
+        mut version: ModelVersion,
+        writes: &mut Vec<Write>,
+    ) -> Result<u32, String> {
+        let name = version.registration.model.clone();
+        let manifest = version.registration.artifact.manifest;
+        let alias = version.registration.alias.clone();
+        let known = self.models.get(&name);
+        let known_version = known.and_then(|model| model.by_artifact.get(&manifest).copied());
+        let latest = known.map_or(0, |model| model.head.latest);
+        let number = known_version.unwrap_or(latest + 1);
+        version.version = number;
+        let value = encode(&version);
+        if known_version.is_none() && value.len() > MAX_VALUE_BYTES {
+            return Err(format!(
+                "the version's schema, metrics and lineage take {} bytes, at most {MAX_VALUE_BYTES} are kept",
+                value.len()
+            ));
+        }
+        let model = self.models.entry(name.clone()).or_default();
+        let before = model.head.clone();
+        if known_version.is_none() {
+            writes.push(Write::Put {
+                key: keys::version(&name, number),
+                value,
+            });
+            model.head.latest = number;
+            model.by_artifact.insert(manifest, number);
+            model.versions.insert(number, version);
+        }
+        if let Some(alias) = alias {
+            model.head.aliases.insert(alias, number);
+        }
+        if model.head != before {
+            writes.push(Write::Put {
+                key: keys::model(&name),
+                value: encode(&model.head),
+            });
+        }
+        Ok(number)
+    }
+
+    pub fn load_head(&mut self, name: ModelName, head: ModelRecord) {
+        self.models.entry(name).or_default().head = head;
+    }
+
+    pub fn load_version(&mut self, version: ModelVersion) {
+        let name = version.registration.model.clone();
+        let model = self.models.entry(name).or_default();
+        let manifest = version.registration.artifact.manifest;
+        model.by_artifact.insert(manifest, version.version);
+        model.versions.insert(version.version, version);
+    }
+
+    /// The version that an alias names.
+    pub fn by_alias(&self, model: &ModelName, alias: &Alias) -> Option<&ModelVersion> {
+        let model = self.models.get(model)?;
+        model.versions.get(model.head.aliases.get(alias)?)
+    }
+
+    /// The texts of the pipelines that made versions.
+    pub fn revisions(&self) -> impl Iterator<Item = Digest> + '_ {
+        let versions = self
+            .models
+            .values()
+            .flat_map(|model| model.versions.values());
+        versions.map(|version| version.pipeline_revision)
+    }
+
+    pub fn artifacts(&self) -> impl Iterator<Item = &ArtifactRef> {
+        let versions = self
+            .models
+            .values()
+            .flat_map(|model| model.versions.values());
+        versions.map(|version| &version.registration.artifact)
+    }
+
+    pub fn views(&self) -> impl Iterator<Item = ModelView> + '_ {
+        self.models.iter().map(|(name, model)| ModelView {
+            model: name.clone(),
+            latest_version: model.head.latest,
+            aliases: model.head.aliases.clone(),
+        })
+    }
+
+    pub fn view(&self, name: &ModelName) -> Option<(ModelView, Vec<ModelVersion>)> {
+        let model = self.models.get(name)?;
+        let view = ModelView {
+            model: name.clone(),
+            latest_version: model.head.latest,
+            aliases: model.head.aliases.clone(),
+        };
+        Some((view, model.versions.values().rev().cloned().collect()))
+    }
+}

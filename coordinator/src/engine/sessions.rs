@@ -1,0 +1,105 @@
+//! Workers that come, go, come back, and are given up.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use emberline_common::{
+    failure::{Failure, Reason},
+    ids::{AttemptId, WorkerName},
+    resources::Resources,
+};
+
+use super::{
+    Engine,
+    api::{Effect, SessionId, WorkerHello},
+    deadlines::Due,
+    run::TaskRef,
+};
+
+impl Engine {
+    /// A worker opened a session. It keeps the attempts that it says it runs and that are current;
+    /// it is told to abandon the rest; what it held and no longer has is lost.
+    pub(super) fn register(&mut self, hello: &WorkerHello) {
+        if self.fleet.name_of(hello.session).is_some() {
+            return;
+        }
+        let name = &hello.worker;
+        let mut held: BTreeSet<AttemptId> = self.unclaimed.remove(name).unwrap_or_default();
+        if let Some(old) = self.fleet.workers.get(name) {
+            held.extend(old.attempts.keys().cloned());
+        }
+        let mut kept: BTreeMap<AttemptId, Resources> = BTreeMap::new();
+        let mut abandon = Vec::new();
+        let mut tasks = Vec::new();
+        for id in &hello.running {
+            let Some((at, resources)) = self.held_by(id, name) else {
+                abandon.push(id.clone());
+                continue;
+            };
+            if kept.insert(id.clone(), resources).is_none() {
+                tasks.push(at);
+            }
+        }
+        if let Some(replaced) = self.fleet.enter(hello, kept.clone()) {
+            self.effect(Effect::CloseSession {
+                session: replaced,
+                why: format!("a newer session of worker `{name}` has taken its place"),
+            });
+        }
+        self.effect(Effect::Registered {
+            session: hello.session,
+            abandon,
+        });
+        for at in tasks {
+            self.stop_again(at);
+        }
+        let lost = held.into_iter().filter(|id| !kept.contains_key(id));
+        self.lose(lost.collect(), name, "came back without it");
+    }
+
+    /// The task and the reservation of an attempt that is current on this worker.
+    fn held_by(&self, id: &AttemptId, worker: &WorkerName) -> Option<(TaskRef, Resources)> {
+        let at = self.current(id)?;
+        let run = self.runs.get(&at.run)?;
+        let task = &run.tasks[at.task as usize];
+        let on = task.record.as_ref()?.worker.as_ref()?;
+        let resources = run.stages[task.stage as usize].shape.resources;
+        (on == worker).then_some((at, resources))
+    }
+
+    fn lose(&mut self, attempts: Vec<AttemptId>, worker: &WorkerName, how: &str) {
+        for id in attempts {
+            // What was told to stop and is no longer current is just gone.
+            let Some((at, _)) = self.held_by(&id, worker) else {
+                continue;
+            };
+            self.deciding = Some(id.run.clone());
+            let text = format!("worker `{worker}` {how}");
+            let failure = Failure::new(Reason::WorkerLost, text);
+            self.attempt_ended(at, failure, false, None);
+            self.settle(at.run);
+        }
+    }
+
+    pub(super) fn disconnected(&mut self, session: SessionId) {
+        if let Some(worker) = self.fleet.suspect(session, self.now) {
+            let until = self.now.after(self.config.worker_grace);
+            self.deadlines.add(until, Due::Worker { worker, session });
+        }
+    }
+
+    /// A worker has not come back in time.
+    pub(super) fn worker_lost(&mut self, name: &WorkerName) {
+        if let Some(worker) = self.fleet.leave(name) {
+            let attempts = worker.attempts.into_keys().collect();
+            self.lose(attempts, name, "was lost");
+        }
+    }
+
+    /// Attempts of an earlier leader that no worker has claimed are lost.
+    pub(super) fn adoption_over(&mut self) {
+        for (worker, attempts) in std::mem::take(&mut self.unclaimed) {
+            let how = "did not come to the new leader in time";
+            self.lose(attempts.into_iter().collect(), &worker, how);
+        }
+    }
+}
