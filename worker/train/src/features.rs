@@ -1,0 +1,676 @@
+//! Preprocessing: raw columns, found by name, become the numbers that a network takes.
+//!
+//! Everything in it (which columns, which categories, means and deviations) is learned from the
+//! train part only and stored with the model; applying it anywhere else gives the same numbers.
+//!
+//! What is refused, with column and row: nulls, NaN and infinities, in training and later. A
+//! category that the train part did not have is no error later: all of its columns are 0, and the
+//! rows are counted. A label that it did not have is counted too; the caller decides.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use emberline_common::spec::kinds::train::{ModelSpec, TrainSpec, TrainTask};
+use emberline_worker::documents::ModelInput;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    columns::{ColumnKind, Columns},
+    error::TrainError,
+    expression::Expression,
+    images,
+    matrix::{Matrix, Targets},
+};
+
+/// The most categories of a text column.
+const MAX_CATEGORIES: usize = 1000;
+/// The most classes of a label.
+const MAX_CLASSES: usize = 4096;
+
+/// How rows become numbers, and the label targets.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Preprocessing {
+    /// What the network takes.
+    pub features: Features,
+    /// What it gives.
+    pub label: Label,
+}
+
+/// What the network takes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Features {
+    /// Columns of a table, one after the other.
+    Table {
+        /// In their order.
+        columns: Vec<Encoding>,
+    },
+    /// Images.
+    Image {
+        /// Channels, height and width.
+        shape: [usize; 3],
+        /// The value of a fully lit pixel.
+        max_value: f64,
+        /// The column of bytes, or all the pixels' columns.
+        source: ImageSource,
+    },
+}
+
+/// Where an image is in a row.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ImageSource {
+    /// A column of bytes.
+    Column(String),
+    /// A column for each number.
+    Pixels(Vec<String>),
+}
+
+/// How one column becomes numbers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Encoding {
+    /// (value − mean) / deviation.
+    Standardised {
+        /// The column.
+        column: String,
+        /// The mean of the train part.
+        mean: f64,
+        /// Its standard deviation; 1 for a constant column.
+        deviation: f64,
+    },
+    /// 1 in the place of the category, 0 elsewhere.
+    OneHot {
+        /// The column.
+        column: String,
+        /// The categories in their order.
+        categories: Vec<String>,
+    },
+    /// An expression over numeric columns, standardised.
+    Derived {
+        /// Its name.
+        name: String,
+        /// As written.
+        expression: String,
+        /// The mean of the train part.
+        mean: f64,
+        /// Its standard deviation; 1 if it is constant.
+        deviation: f64,
+    },
+}
+
+/// How the label becomes targets.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Label {
+    /// A class.
+    Classes {
+        /// The column.
+        column: String,
+        /// The classes in the order of the outputs.
+        classes: Vec<String>,
+    },
+    /// A number, standardised.
+    Value {
+        /// The column.
+        column: String,
+        /// The mean of the train part.
+        mean: f64,
+        /// Its standard deviation.
+        deviation: f64,
+    },
+}
+
+/// Rows as numbers, and what was met that the train part did not have.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Applied {
+    /// A row of numbers for each row of the table.
+    pub matrix: Matrix,
+    /// Rows with an unknown category, by column.
+    pub unknown_categories: BTreeMap<String, u64>,
+}
+
+fn mean_and_deviation(values: &[f64]) -> (f64, f64) {
+    let count = values.len().max(1) as f64;
+    let mean = values.iter().sum::<f64>() / count;
+    let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / count;
+    let deviation = variance.sqrt();
+    // A constant column says nothing: it becomes 0. Rounding leaves it a trace of deviation.
+    if deviation > mean.abs() * 1e-12 && deviation.is_normal() {
+        (mean, deviation)
+    } else {
+        (mean, 1.0)
+    }
+}
+
+impl Preprocessing {
+    /// Learns from the train part.
+    ///
+    /// # Errors
+    /// If the spec names columns that are not there or cannot be used, or the data cannot be learned from.
+    pub fn learn(table: &Columns<'_>, spec: &TrainSpec) -> Result<Self, TrainError> {
+        if table.rows() == 0 {
+            return Err(TrainError::Data("the train part has no rows".to_owned()));
+        }
+        let label = Label::learn(table, spec)?;
+        let names = feature_names(table, spec)?;
+        let features = match &spec.model {
+            ModelSpec::Mlp { .. } => Features::learn_table(table, spec, &names)?,
+            ModelSpec::Cnn { image, .. } => {
+                if !spec.derived.is_empty() {
+                    return Err(TrainError::Spec(
+                        "`derived` is not for images: remove it, or take the family `mlp`"
+                            .to_owned(),
+                    ));
+                }
+                let shape = images::image_shape(image)?;
+                let numbers: usize = shape.iter().product();
+                let source = match &image.column {
+                    Some(column) => {
+                        if table.kind(column)? != ColumnKind::Bytes {
+                            return Err(TrainError::Spec(format!(
+                                "`model.image.column`: the column `{column}` does not hold bytes; without `column`, all feature columns are the pixels"
+                            )));
+                        }
+                        ImageSource::Column(column.clone())
+                    }
+                    None if names.len() == numbers => ImageSource::Pixels(names),
+                    None => {
+                        return Err(TrainError::Spec(format!(
+                            "`model.image` has {numbers} numbers an image, but there are {} feature columns: set `features` or `exclude`, or `model.image.column`",
+                            names.len()
+                        )));
+                    }
+                };
+                Features::Image {
+                    shape,
+                    max_value: image.max_value,
+                    source,
+                }
+            }
+        };
+        Ok(Self { features, label })
+    }
+
+    /// The rows as numbers.
+    ///
+    /// # Errors
+    /// If a column is missing, of another type, or has a value that cannot be used.
+    pub fn apply(&self, table: &Columns<'_>) -> Result<Applied, TrainError> {
+        match &self.features {
+            Features::Table { columns } => apply_table(columns, table),
+            Features::Image {
+                shape,
+                max_value,
+                source,
+            } => Ok(Applied {
+                matrix: apply_image(*shape, *max_value, source, table)?,
+                unknown_categories: BTreeMap::new(),
+            }),
+        }
+    }
+
+    /// Numbers a row.
+    #[must_use]
+    pub fn width(&self) -> usize {
+        match &self.features {
+            Features::Table { columns } => columns
+                .iter()
+                .map(|c| match c {
+                    Encoding::OneHot { categories, .. } => categories.len(),
+                    _ => 1,
+                })
+                .sum(),
+            Features::Image { shape, .. } => shape.iter().product(),
+        }
+    }
+
+    /// The raw columns that it takes, described as in the table that it learned from.
+    ///
+    /// # Errors
+    /// If the table lacks one.
+    pub fn inputs(&self, table: &Columns<'_>) -> Result<Vec<ModelInput>, TrainError> {
+        let mut names: Vec<String> = Vec::new();
+        let mut add = |name: &String| {
+            if !names.contains(name) {
+                names.push(name.clone());
+            }
+        };
+        let mut categories: HashMap<&str, &[String]> = HashMap::new();
+        match &self.features {
+            Features::Table { columns } => {
+                for encoding in columns {
+                    match encoding {
+                        Encoding::Standardised { column, .. } => add(column),
+                        Encoding::OneHot {
+                            column,
+                            categories: known,
+                        } => {
+                            categories.insert(column, known);
+                            add(column);
+                        }
+                        Encoding::Derived { expression, .. } => {
+                            parse_derived("", expression)?.columns().iter().for_each(&mut add);
+                        }
+                    }
+                }
+            }
+            Features::Image { source, .. } => match source {
+                ImageSource::Column(column) => add(column),
+                ImageSource::Pixels(columns) => columns.iter().for_each(add),
+            },
+        }
+        names
+            .into_iter()
+            .map(|name| {
+                let kind = table.kind(&name)?;
+                let range = if matches!(kind, ColumnKind::Integer | ColumnKind::Float) {
+                    table.numbers(&name)?
+                } else {
+                    Vec::new()
+                };
+                Ok(ModelInput {
+                    column_type: kind.as_str().to_owned(),
+                    categories: categories.get(name.as_str()).map_or_else(Vec::new, |c| c.to_vec()),
+                    min: range.iter().copied().reduce(f64::min),
+                    max: range.iter().copied().reduce(f64::max),
+                    name,
+                })
+            })
+            .collect()
+    }
+}
+
+/// The columns to learn from, in their order.
+fn feature_names(table: &Columns<'_>, spec: &TrainSpec) -> Result<Vec<String>, TrainError> {
+    for (setting, names) in [("features", &spec.features), ("exclude", &spec.exclude)] {
+        for name in names {
+            table
+                .kind(name)
+                .map_err(|e| TrainError::Spec(format!("`{setting}`: {e}")))?;
+        }
+    }
+    if spec.features.contains(&spec.label) {
+        return Err(TrainError::Spec(format!(
+            "`features` has the label `{}`: a model must not see what it is to predict",
+            spec.label
+        )));
+    }
+    let candidates = if spec.features.is_empty() {
+        table.names().into_iter().map(str::to_owned).collect()
+    } else {
+        spec.features.clone()
+    };
+    let mut seen = BTreeSet::new();
+    let names: Vec<String> = candidates
+        .into_iter()
+        .filter(|name| *name != spec.label && !spec.exclude.contains(name))
+        .filter(|name| seen.insert(name.clone()))
+        .collect();
+    Ok(names)
+}
+
+fn parse_derived(name: &str, text: &str) -> Result<Expression, TrainError> {
+    Expression::parse(text).map_err(|e| TrainError::Spec(format!("`derived.{name}` {e}")))
+}
+
+fn derived_values(
+    name: &str,
+    text: &str,
+    table: &Columns<'_>,
+    label: Option<&str>,
+) -> Result<Vec<f64>, TrainError> {
+    let expression = parse_derived(name, text)?;
+    if let Some(label) = label.filter(|label| expression.columns().iter().any(|c| c == label)) {
+        return Err(TrainError::Spec(format!(
+            "`derived.{name}` uses the label `{label}`: a model must not see what it is to predict"
+        )));
+    }
+    let columns = expression
+        .columns()
+        .iter()
+        .map(|column| table.numbers(column))
+        .collect::<Result<Vec<_>, _>>()?;
+    let values = expression.evaluate(&columns, table.rows());
+    if let Some(row) = values.iter().position(|v| !v.is_finite()) {
+        return Err(TrainError::Data(format!(
+            "the derived feature `{name}` ({text}) is {} in row {row}: a model takes finite numbers only",
+            values[row]
+        )));
+    }
+    Ok(values)
+}
+
+impl Features {
+    fn learn_table(
+        table: &Columns<'_>,
+        spec: &TrainSpec,
+        names: &[String],
+    ) -> Result<Self, TrainError> {
+        let mut columns = Vec::with_capacity(names.len() + spec.derived.len());
+        for column in names {
+            let kind = table.kind(column)?;
+            columns.push(if kind == ColumnKind::Bytes {
+                return Err(TrainError::Spec(format!(
+                    "the column `{column}` holds bytes, which the family `mlp` cannot take: leave it out with `exclude`, or take the family `cnn`"
+                )));
+            } else if kind == ColumnKind::Text {
+                let categories: BTreeSet<&str> = table.texts(column)?.into_iter().collect();
+                if categories.len() > MAX_CATEGORIES {
+                    return Err(TrainError::Spec(format!(
+                        "the text column `{column}` has {} different values, more than {MAX_CATEGORIES}: leave it out with `exclude`, or group its values in `convert`",
+                        categories.len()
+                    )));
+                }
+                Encoding::OneHot {
+                    column: column.clone(),
+                    categories: categories.into_iter().map(str::to_owned).collect(),
+                }
+            } else {
+                let (mean, deviation) = mean_and_deviation(&table.numbers(column)?);
+                Encoding::Standardised {
+                    column: column.clone(),
+                    mean,
+                    deviation,
+                }
+            });
+        }
+        for (name, expression) in &spec.derived {
+            let values = derived_values(name, expression, table, Some(&spec.label))?;
+            let (mean, deviation) = mean_and_deviation(&values);
+            columns.push(Encoding::Derived {
+                name: name.clone(),
+                expression: expression.clone(),
+                mean,
+                deviation,
+            });
+        }
+        if columns.is_empty() {
+            return Err(TrainError::Spec(
+                "there is no column to learn from: see `features` and `exclude`".to_owned(),
+            ));
+        }
+        Ok(Self::Table { columns })
+    }
+}
+
+fn apply_table(columns: &[Encoding], table: &Columns<'_>) -> Result<Applied, TrainError> {
+    let rows = table.rows();
+    let widths: Vec<usize> = columns
+        .iter()
+        .map(|c| match c {
+            Encoding::OneHot { categories, .. } => categories.len(),
+            _ => 1,
+        })
+        .collect();
+    let cols: usize = widths.iter().sum();
+    let mut data = vec![0.0; rows * cols];
+    let mut unknown_categories = BTreeMap::new();
+    let mut offset = 0;
+    for (encoding, width) in columns.iter().zip(&widths) {
+        let mut standardise = |values: Vec<f64>, mean: f64, deviation: f64| {
+            for (row, value) in values.into_iter().enumerate() {
+                data[row * cols + offset] = ((value - mean) / deviation) as f32;
+            }
+        };
+        match encoding {
+            Encoding::Standardised {
+                column,
+                mean,
+                deviation,
+            } => standardise(table.numbers(column)?, *mean, *deviation),
+            Encoding::Derived {
+                name,
+                expression,
+                mean,
+                deviation,
+            } => standardise(
+                derived_values(name, expression, table, None)?,
+                *mean,
+                *deviation,
+            ),
+            Encoding::OneHot { column, categories } => {
+                let places: HashMap<&str, usize> = categories
+                    .iter()
+                    .enumerate()
+                    .map(|(i, c)| (c.as_str(), i))
+                    .collect();
+                let mut unknown = 0;
+                for (row, text) in table.texts(column)?.into_iter().enumerate() {
+                    match places.get(text) {
+                        Some(place) => data[row * cols + offset + place] = 1.0,
+                        None => unknown += 1,
+                    }
+                }
+                if unknown > 0 {
+                    unknown_categories.insert(column.clone(), unknown);
+                }
+            }
+        }
+        offset += width;
+    }
+    Ok(Applied {
+        matrix: Matrix { rows, cols, data },
+        unknown_categories,
+    })
+}
+
+fn apply_image(
+    shape: [usize; 3],
+    max_value: f64,
+    source: &ImageSource,
+    table: &Columns<'_>,
+) -> Result<Matrix, TrainError> {
+    let rows = table.rows();
+    let cols: usize = shape.iter().product();
+    let mut data = Vec::with_capacity(rows * cols);
+    match source {
+        ImageSource::Column(column) => {
+            for (row, bytes) in table.bytes(column)?.into_iter().enumerate() {
+                if bytes.len() != cols {
+                    return Err(TrainError::Data(format!(
+                        "the image in column `{column}`, row {row}, has {} bytes, but {cols} are expected ({} channels × {} × {})",
+                        bytes.len(),
+                        shape[0],
+                        shape[1],
+                        shape[2]
+                    )));
+                }
+                let pixels = bytes.iter().map(|b| f64::from(*b));
+                images::append_image(pixels, shape, max_value, &mut data);
+            }
+        }
+        ImageSource::Pixels(columns) => {
+            let columns = columns
+                .iter()
+                .map(|column| table.numbers(column))
+                .collect::<Result<Vec<_>, _>>()?;
+            for row in 0..rows {
+                let pixels = columns.iter().map(|column| column[row]);
+                images::append_image(pixels, shape, max_value, &mut data);
+            }
+        }
+    }
+    Ok(Matrix { rows, cols, data })
+}
+
+/// The classes of a label column as text, row by row.
+fn class_texts(table: &Columns<'_>, column: &str) -> Result<Vec<String>, TrainError> {
+    match table.kind(column)? {
+        ColumnKind::Text => Ok(table.texts(column)?.into_iter().map(str::to_owned).collect()),
+        ColumnKind::Boolean => {
+            let numbers = table.numbers(column)?;
+            Ok(numbers.iter().map(|n| (*n > 0.5).to_string()).collect())
+        }
+        ColumnKind::Integer | ColumnKind::Float => table
+            .numbers(column)?
+            .into_iter()
+            .enumerate()
+            .map(|(row, n)| {
+                if n.fract() == 0.0 && n.abs() < 9e15 {
+                    Ok(format!("{}", n as i64))
+                } else {
+                    Err(TrainError::Data(format!(
+                        "the label `{column}` is {n} in row {row}: a class is an integer, a text or a boolean; for numbers set `task: regression`"
+                    )))
+                }
+            })
+            .collect(),
+        ColumnKind::Bytes => Err(TrainError::Spec(format!(
+            "the label `{column}` holds bytes: it must be text, boolean or a number"
+        ))),
+    }
+}
+
+impl Label {
+    fn learn(table: &Columns<'_>, spec: &TrainSpec) -> Result<Self, TrainError> {
+        let column = spec.label.clone();
+        table
+            .kind(&column)
+            .map_err(|e| TrainError::Spec(format!("`label`: {e}")))?;
+        match spec.task {
+            TrainTask::Regression => {
+                let (mean, deviation) = mean_and_deviation(&table.numbers(&column)?);
+                Ok(Self::Value {
+                    column,
+                    mean,
+                    deviation,
+                })
+            }
+            TrainTask::Classification => {
+                let different: BTreeSet<String> =
+                    class_texts(table, &column)?.into_iter().collect();
+                if different.len() < 2 {
+                    let only = different.first().cloned().unwrap_or_default();
+                    return Err(TrainError::Data(format!(
+                        "the label `{column}` is `{only}` in all rows of the train part: with one class there is nothing to learn"
+                    )));
+                }
+                if different.len() > MAX_CLASSES {
+                    return Err(TrainError::Spec(format!(
+                        "the label `{column}` has {} classes, more than {MAX_CLASSES}: is it a number to predict (`task: regression`)?",
+                        different.len()
+                    )));
+                }
+                let mut classes: Vec<String> = different.into_iter().collect();
+                if let Ok(mut numbers) = classes
+                    .iter()
+                    .map(|c| c.parse::<i64>())
+                    .collect::<Result<Vec<_>, _>>()
+                {
+                    numbers.sort_unstable();
+                    let sorted: Vec<String> = numbers.iter().map(i64::to_string).collect();
+                    // Texts such as `01` must keep their form.
+                    if sorted.iter().all(|c| classes.contains(c)) {
+                        classes = sorted;
+                    }
+                }
+                Ok(Self::Classes { column, classes })
+            }
+        }
+    }
+
+    /// The column.
+    #[must_use]
+    pub fn column(&self) -> &str {
+        match self {
+            Self::Classes { column, .. } | Self::Value { column, .. } => column,
+        }
+    }
+
+    /// The classes; none for regression.
+    #[must_use]
+    pub fn classes(&self) -> &[String] {
+        match self {
+            Self::Classes { classes, .. } => classes,
+            Self::Value { .. } => &[],
+        }
+    }
+
+    /// Units of the label to one unit of the network's output; 1 for classes.
+    #[must_use]
+    pub const fn scale(&self) -> f64 {
+        match self {
+            Self::Classes { .. } => 1.0,
+            Self::Value { deviation, .. } => *deviation,
+        }
+    }
+
+    /// The number of the class of each row, `None` for one that the train part did not have; those
+    /// are counted by their text.
+    ///
+    /// # Errors
+    /// If the column is missing or has values that are no classes, or the label is a number.
+    #[allow(clippy::type_complexity, reason = "two parallel answers")]
+    pub fn class_indices(
+        &self,
+        table: &Columns<'_>,
+    ) -> Result<(Vec<Option<u32>>, BTreeMap<String, u64>), TrainError> {
+        let Self::Classes { column, classes } = self else {
+            return Err(TrainError::Spec(
+                "the model predicts a number, not a class".to_owned(),
+            ));
+        };
+        let places: HashMap<&str, u32> = classes
+            .iter()
+            .zip(0u32..)
+            .map(|(c, i)| (c.as_str(), i))
+            .collect();
+        let mut unknown = BTreeMap::new();
+        let indices = class_texts(table, column)?
+            .into_iter()
+            .map(|text| {
+                let place = places.get(text.as_str()).copied();
+                if place.is_none() {
+                    *unknown.entry(text).or_insert(0) += 1;
+                }
+                place
+            })
+            .collect();
+        Ok((indices, unknown))
+    }
+
+    /// The targets of the rows of `part`, all of which must be known.
+    ///
+    /// # Errors
+    /// As above, and if a class is unknown.
+    pub fn targets(&self, table: &Columns<'_>, part: &str) -> Result<Targets, TrainError> {
+        match self {
+            Self::Classes { column, classes } => {
+                let (indices, unknown) = self.class_indices(table)?;
+                if !unknown.is_empty() {
+                    return Err(TrainError::Data(unknown_labels(column, part, &unknown)));
+                }
+                Ok(Targets::Classes {
+                    index: indices.into_iter().flatten().collect(),
+                    count: classes.len(),
+                })
+            }
+            Self::Value {
+                column,
+                mean,
+                deviation,
+            } => Ok(Targets::Values(
+                table
+                    .numbers(column)?
+                    .into_iter()
+                    .map(|v| ((v - mean) / deviation) as f32)
+                    .collect(),
+            )),
+        }
+    }
+}
+
+/// One line about labels that the train part did not have.
+pub(crate) fn unknown_labels(column: &str, part: &str, unknown: &BTreeMap<String, u64>) -> String {
+    let rows: u64 = unknown.values().sum();
+    let some: Vec<String> = unknown
+        .iter()
+        .take(5)
+        .map(|(label, rows)| format!("`{}` ({rows})", label.escape_debug()))
+        .collect();
+    let more = if unknown.len() > 5 { ", …" } else { "" };
+    format!(
+        "the label `{column}` has classes in the {part} part that the train part does not have, in {rows} rows: {}{more}; split with `stratify: {column}`, or remove those rows",
+        some.join(", ")
+    )
+}
