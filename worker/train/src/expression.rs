@@ -83,7 +83,9 @@ impl Expression {
     /// Its value for each row; `columns` are in the order of [`Self::columns`].
     #[must_use]
     pub fn evaluate(&self, columns: &[Vec<f64>], rows: usize) -> Vec<f64> {
-        (0..rows).map(|row| value(&self.root, columns, row)).collect()
+        (0..rows)
+            .map(|row| value(&self.root, columns, row))
+            .collect()
     }
 }
 

@@ -9,12 +9,15 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use emberline_common::spec::kinds::train::{ModelSpec, TrainSpec, TrainTask};
+use emberline_common::spec::kinds::{
+    convert::ColumnType,
+    train::{ModelSpec, TrainSpec, TrainTask},
+};
 use emberline_worker::documents::ModelInput;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    columns::{ColumnKind, Columns},
+    columns::{Columns, type_name},
     error::TrainError,
     expression::Expression,
     images,
@@ -166,7 +169,7 @@ impl Preprocessing {
                 let numbers: usize = shape.iter().product();
                 let source = match &image.column {
                     Some(column) => {
-                        if table.kind(column)? != ColumnKind::Bytes {
+                        if table.kind(column)? != ColumnType::Bytes {
                             return Err(TrainError::Spec(format!(
                                 "`model.image.column`: the column `{column}` does not hold bytes; without `column`, all feature columns are the pixels"
                             )));
@@ -249,7 +252,10 @@ impl Preprocessing {
                             add(column);
                         }
                         Encoding::Derived { expression, .. } => {
-                            parse_derived("", expression)?.columns().iter().for_each(&mut add);
+                            parse_derived("", expression)?
+                                .columns()
+                                .iter()
+                                .for_each(&mut add);
                         }
                     }
                 }
@@ -263,14 +269,16 @@ impl Preprocessing {
             .into_iter()
             .map(|name| {
                 let kind = table.kind(&name)?;
-                let range = if matches!(kind, ColumnKind::Integer | ColumnKind::Float) {
+                let range = if matches!(kind, ColumnType::Integer | ColumnType::Float) {
                     table.numbers(&name)?
                 } else {
                     Vec::new()
                 };
                 Ok(ModelInput {
-                    column_type: kind.as_str().to_owned(),
-                    categories: categories.get(name.as_str()).map_or_else(Vec::new, |c| c.to_vec()),
+                    column_type: type_name(kind).to_owned(),
+                    categories: categories
+                        .get(name.as_str())
+                        .map_or_else(Vec::new, |c| c.to_vec()),
                     min: range.iter().copied().reduce(f64::min),
                     max: range.iter().copied().reduce(f64::max),
                     name,
@@ -349,11 +357,11 @@ impl Features {
         let mut columns = Vec::with_capacity(names.len() + spec.derived.len());
         for column in names {
             let kind = table.kind(column)?;
-            columns.push(if kind == ColumnKind::Bytes {
+            columns.push(if kind == ColumnType::Bytes {
                 return Err(TrainError::Spec(format!(
                     "the column `{column}` holds bytes, which the family `mlp` cannot take: leave it out with `exclude`, or take the family `cnn`"
                 )));
-            } else if kind == ColumnKind::Text {
+            } else if kind == ColumnType::Text {
                 let categories: BTreeSet<&str> = table.texts(column)?.into_iter().collect();
                 if categories.len() > MAX_CATEGORIES {
                     return Err(TrainError::Spec(format!(
@@ -496,12 +504,12 @@ fn apply_image(
 /// The classes of a label column as text, row by row.
 fn class_texts(table: &Columns<'_>, column: &str) -> Result<Vec<String>, TrainError> {
     match table.kind(column)? {
-        ColumnKind::Text => Ok(table.texts(column)?.into_iter().map(str::to_owned).collect()),
-        ColumnKind::Boolean => {
+        ColumnType::Text => Ok(table.texts(column)?.into_iter().map(str::to_owned).collect()),
+        ColumnType::Boolean => {
             let numbers = table.numbers(column)?;
             Ok(numbers.iter().map(|n| (*n > 0.5).to_string()).collect())
         }
-        ColumnKind::Integer | ColumnKind::Float => table
+        ColumnType::Integer | ColumnType::Float => table
             .numbers(column)?
             .into_iter()
             .enumerate()
@@ -515,7 +523,7 @@ fn class_texts(table: &Columns<'_>, column: &str) -> Result<Vec<String>, TrainEr
                 }
             })
             .collect(),
-        ColumnKind::Bytes => Err(TrainError::Spec(format!(
+        ColumnType::Bytes => Err(TrainError::Spec(format!(
             "the label `{column}` holds bytes: it must be text, boolean or a number"
         ))),
     }
@@ -583,6 +591,14 @@ impl Label {
         match self {
             Self::Classes { classes, .. } => classes,
             Self::Value { .. } => &[],
+        }
+    }
+
+    /// The same label with other classes.
+    pub(crate) fn with_classes(&self, classes: &[String]) -> Self {
+        Self::Classes {
+            column: self.column().to_owned(),
+            classes: classes.to_vec(),
         }
     }
 

@@ -164,7 +164,13 @@ impl<'a> Loop<'a> {
             |p: &Progress| patience.is_some_and(|limit| p.epochs_without_better >= limit);
         let mut saved = Instant::now();
         while self.progress.epochs_done < spec.epochs && !out_of_patience(&self.progress) {
-            self.epoch(watcher)?;
+            match self.epoch(watcher) {
+                Err(TrainError::Stopped(StopReason::Preempted)) => {
+                    watcher.checkpoint(&self.checkpoint()?)?;
+                    return Err(TrainError::Stopped(StopReason::Preempted));
+                }
+                other => other?,
+            }
             let more = self.progress.epochs_done < spec.epochs && !out_of_patience(&self.progress);
             if more && saved.elapsed() >= spec.checkpoint_every.0 {
                 watcher.checkpoint(&self.checkpoint()?)?;
@@ -222,9 +228,6 @@ impl<'a> Loop<'a> {
         let skip = usize::try_from(self.progress.steps_done).unwrap_or(usize::MAX);
         for rows in order.chunks(spec.batch_size as usize).skip(skip) {
             if let Some(why) = watcher.stop() {
-                if why == StopReason::Preempted {
-                    watcher.checkpoint(&self.checkpoint()?)?;
-                }
                 return Err(TrainError::Stopped(why));
             }
             self.step(epoch, rows)?;
@@ -401,9 +404,7 @@ pub fn predict(
         ..Matrix::default()
     };
     for start in (0..inputs.rows).step_by(PREDICT_ROWS) {
-        if let Some(why) = watcher.stop()
-            && why != StopReason::Preempted
-        {
+        if let Some(why) = watcher.stop() {
             return Err(TrainError::Stopped(why));
         }
         let outputs = network.forward(batches::window(inputs, start, PREDICT_ROWS, device), None);

@@ -6,15 +6,32 @@
 pub mod backend;
 pub mod batches;
 pub mod checkpoint;
+pub mod columns;
 pub mod error;
+pub mod evaluate;
+pub mod expression;
+pub mod features;
 pub mod fit;
 pub mod gates;
 pub mod images;
 pub mod matrix;
 pub mod metrics;
+pub mod model;
 pub mod network;
 pub mod optimizer;
 pub mod random;
 pub mod schedule;
+pub mod train;
+
+use std::sync::Arc;
+
+use emberline_worker::stage::Stage;
 
 pub use error::TrainError;
+pub use model::Model;
+
+/// The stage kinds of this crate.
+#[must_use]
+pub fn stages() -> Vec<Arc<dyn Stage>> {
+    vec![Arc::new(train::Train), Arc::new(evaluate::Evaluate)]
+}

@@ -113,6 +113,15 @@ impl Shape {
         Ok(shape)
     }
 
+    /// Numbers a row that it takes.
+    #[must_use]
+    pub fn inputs(&self) -> usize {
+        match self {
+            Self::Mlp(shape) => shape.inputs,
+            Self::Cnn(shape) => shape.image.iter().product(),
+        }
+    }
+
     /// Numbers that training finds.
     #[must_use]
     pub fn parameters(&self) -> u64 {
