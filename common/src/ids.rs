@@ -157,6 +157,12 @@ text_id!(
     }
 );
 
+impl From<crate::spec::kinds::BuiltinKind> for StageKind {
+    fn from(kind: crate::spec::kinds::BuiltinKind) -> Self {
+        Self(kind.as_str().into())
+    }
+}
+
 impl TaskName {
     /// The task of a stage without a matrix.
     #[must_use]

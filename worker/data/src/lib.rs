@@ -8,6 +8,22 @@
 //! Nothing here guesses silently: what cannot be read, cast or kept as it is is an error that names
 //! file, line and column.
 
+mod convert;
+pub mod read;
+mod scalar;
 pub mod schema;
+mod split;
+mod sql;
 pub mod table;
 pub mod write;
+
+use std::sync::Arc;
+
+pub use convert::Convert;
+use emberline_worker::stage::Stage;
+
+/// The stage kinds of this crate.
+#[must_use]
+pub fn stages() -> Vec<Arc<dyn Stage>> {
+    vec![Arc::new(Convert)]
+}
