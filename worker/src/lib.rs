@@ -1,6 +1,24 @@
 //! The worker: runs stages. This crate has the session with the leader, the artifact cache, the
 //! [`Stage`](stage::Stage) trait for kinds of your own, and the light kinds.
+//!
+//! Start with [`Worker::builder`]; a kind of your own begins with [`stage`], its tests with
+//! [`testing`]. `examples/own_stage.rs` is a whole worker with one.
 
+mod board;
+mod cache;
+mod checkpoints;
+mod config;
 pub mod documents;
+pub mod kinds;
+pub mod machine;
+mod outputs;
+mod runner;
+mod session;
+mod sink;
 pub mod stage;
 pub mod testing;
+mod worker;
+
+pub use config::{WorkerConfig, WorkerError};
+pub use kinds::builtin_stages;
+pub use worker::{RunningWorker, Worker, WorkerBuilder};

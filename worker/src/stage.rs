@@ -30,6 +30,12 @@ pub trait Stage: Send + Sync + 'static {
     /// Part of the cache key: raise it when the same spec and inputs no longer give the same outputs.
     fn version(&self) -> u32;
 
+    /// Whether it does nothing at all, like `noop`: then [`run`](Self::run) is never called, and an
+    /// attempt succeeds at once, without a thread, a directory, inputs or outputs.
+    fn does_nothing(&self) -> bool {
+        false
+    }
+
     /// Runs one attempt.
     ///
     /// # Errors
@@ -246,6 +252,8 @@ pub struct StageContext {
     pub inputs: Vec<Input>,
     /// Files that travelled with the submission and that this stage names.
     pub files: Vec<StageFile>,
+    /// The outputs that the stage declares in the pipeline; for `exec` and kinds of your own.
+    pub outputs: Vec<(ArtifactName, ArtifactType)>,
     /// Directory that relative `file:` sources are resolved against.
     pub base_dir: PathBuf,
     /// A directory of the attempt's own, removed afterwards.

@@ -195,6 +195,7 @@ pub struct TestContextBuilder {
     spec: Value,
     inputs: Vec<Input>,
     files: Vec<StageFile>,
+    outputs: Vec<(ArtifactName, ArtifactType)>,
     base_dir: Option<PathBuf>,
     resources: Option<Resources>,
     run_view: Option<Arc<RunView>>,
@@ -266,6 +267,14 @@ impl TestContextBuilder {
         self
     }
 
+    /// An output that the stage declares in the pipeline.
+    #[must_use]
+    pub fn declare_output(mut self, name: &str, artifact_type: ArtifactType) -> Self {
+        let name = ArtifactName::new(name).expect("the output's name is one");
+        self.outputs.push((name, artifact_type));
+        self
+    }
+
     /// Directory that relative `file:` sources are resolved against.
     #[must_use]
     pub fn base_dir(mut self, dir: impl AsRef<Path>) -> Self {
@@ -332,6 +341,7 @@ impl TestContextBuilder {
                 spec: self.spec,
                 inputs: self.inputs,
                 files: self.files,
+                outputs: self.outputs,
                 base_dir: self.base_dir.unwrap_or_else(|| work.path().to_path_buf()),
                 work_dir: work.path().to_path_buf(),
                 resources: self.resources.unwrap_or(Resources {

@@ -78,25 +78,7 @@ impl ArtifactStore {
                 Arc::new(local.with_automatic_cleanup(false).with_fsync(true))
             }
             "s3" => {
-                crate::tls::install_crypto_provider();
-                let retry = RetryConfig {
-                    max_retries: 10,
-                    retry_timeout: Duration::from_secs(120),
-                    ..RetryConfig::default()
-                };
-                let s3 = AmazonS3Builder::from_env()
-                    .with_url(url)
-                    .with_client_options(
-                        ClientOptions::new()
-                            .with_allow_http(endpoint_is_http())
-                            .with_connect_timeout(Duration::from_secs(5))
-                            .with_timeout(Duration::from_secs(120)),
-                    )
-                    .with_retry(retry)
-                    // No correctness rests on it, and some servers answer it wrongly.
-                    .with_conditional_put(S3ConditionalPut::Disabled)
-                    .build()
-                    .map_err(|e| fail(e.to_string()))?;
+                let s3 = open_s3(url).map_err(|e| fail(e.to_string()))?;
                 let prefix = Path::from(parsed.path().trim_matches('/'));
                 Arc::new(PrefixStore::new(s3, prefix))
             }
@@ -479,6 +461,33 @@ async fn digest_of_file(path: &FilePath) -> Result<(Digest, u64), ArtifactError>
         .await
         .unwrap_or_else(|e| Err(std::io::Error::other(e)));
     hashed.map_err(|e| ArtifactError::io("read", shown, e))
+}
+
+/// The bucket that an `s3://bucket/…` URL names, whatever key comes after it; region, endpoint and
+/// credentials come from the usual `AWS_…` environment.
+///
+/// # Errors
+/// If the URL or the environment cannot be used.
+pub fn open_s3(url: &str) -> object_store::Result<Arc<dyn ObjectStore>> {
+    crate::tls::install_crypto_provider();
+    let retry = RetryConfig {
+        max_retries: 10,
+        retry_timeout: Duration::from_secs(120),
+        ..RetryConfig::default()
+    };
+    let s3 = AmazonS3Builder::from_env()
+        .with_url(url)
+        .with_client_options(
+            ClientOptions::new()
+                .with_allow_http(endpoint_is_http())
+                .with_connect_timeout(Duration::from_secs(5))
+                .with_timeout(Duration::from_secs(120)),
+        )
+        .with_retry(retry)
+        // No correctness rests on it, and some servers answer it wrongly.
+        .with_conditional_put(S3ConditionalPut::Disabled)
+        .build()?;
+    Ok(Arc::new(s3))
 }
 
 /// Whether the environment names an S3 server without TLS, which object_store refuses otherwise.

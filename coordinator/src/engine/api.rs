@@ -11,7 +11,7 @@ use emberline_common::{
     run_view::{
         ArtifactRef, AttemptTiming, ModelRegistration, Results, RunSummary, RunView, TaskView,
     },
-    spec::PipelineSpec,
+    spec::{ArtifactType, PipelineSpec},
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize};
@@ -220,6 +220,8 @@ pub struct Assignment {
     pub base_dir: String,
     /// Files that this stage names.
     pub files: Vec<StageFile>,
+    /// The outputs that the stage declares in the pipeline; for `exec` and a user's own kinds.
+    pub outputs: Vec<(ArtifactName, ArtifactType)>,
     /// What earlier tasks of the run did; only for kinds `report` and `deploy`.
     pub run_view: Option<Box<RunView>>,
     /// W3C `traceparent` of the run.

@@ -1,0 +1,315 @@
+//! Files of other machines: HTTP and S3.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use emberline_common::{artifact::open_s3, spec::kinds::collect::Source, tls};
+use futures::{StreamExt, TryStreamExt};
+use object_store::{ObjectStoreExt, path::Path};
+use reqwest::{
+    StatusCode,
+    dns::{Addrs, Name, Resolve, Resolving},
+    redirect::Policy,
+};
+use tokio::sync::watch;
+use url::Url;
+
+use super::{Snapshot, matches, name_of, one_file_only, shown};
+use crate::stage::{StageError, StopReason};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a server may send nothing.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+const MAX_REDIRECTS: usize = 5;
+
+/// Takes the one file that an `http:` or `https:` URL names.
+pub(super) async fn http(
+    snapshot: &mut Snapshot<'_>,
+    source: &Source,
+    url: Url,
+) -> Result<(), StageError> {
+    let named = shown(&source.url);
+    if let Some(url::Host::Ipv4(ip)) = url.host() {
+        refuse(&named, ip.into())?;
+    }
+    if let Some(url::Host::Ipv6(ip)) = url.host() {
+        refuse(&named, ip.into())?;
+    }
+    let last = url
+        .path_segments()
+        .and_then(Iterator::last)
+        .unwrap_or_default();
+    let last = percent_decoded(last);
+    if source.name.is_none() && last.is_empty() {
+        return Err(StageError::user(format!(
+            "the URL `{named}` names no file: give it a name by `as`"
+        )));
+    }
+    let client =
+        client(&url).map_err(|e| StageError::system(format!("cannot set up HTTP: {e}")))?;
+    let mut stop = snapshot.ctx.stop.clone();
+    let sent = client.get(url).send();
+    let mut response = or_stop(snapshot, &mut stop, sent)
+        .await?
+        .map_err(|e| request_error(&named, &e))?;
+    let status = response.status();
+    if !status.is_success() {
+        let message = format!("`{named}` answered {status}");
+        return Err(match status {
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => {
+                StageError::storage(message)
+            }
+            status if status.is_server_error() => StageError::storage(message),
+            status if status.is_redirection() => StageError::user(format!(
+                "{message}: it redirects to another host, which is not followed; name the \
+                 final URL"
+            )),
+            _ => StageError::user(message),
+        });
+    }
+    let mut incoming = snapshot.begin(name_of(source, &last))?;
+    loop {
+        let piece = or_stop(snapshot, &mut stop, response.chunk()).await?;
+        match piece.map_err(|e| request_error(&named, &e))? {
+            Some(piece) => snapshot.write(&mut incoming, &piece)?,
+            None => return snapshot.end(incoming, source.sha256),
+        }
+    }
+}
+
+fn client(url: &Url) -> reqwest::Result<reqwest::Client> {
+    tls::install_crypto_provider();
+    let origin = url.clone();
+    let same_host = Policy::custom(move |attempt| {
+        let to = attempt.url();
+        let same = to.host() == origin.host()
+            && (to.scheme() == origin.scheme() || to.scheme() == "https")
+            && (to.port() == origin.port());
+        if attempt.previous().len() > MAX_REDIRECTS {
+            attempt.error("too many redirects")
+        } else if same {
+            attempt.follow()
+        } else {
+            attempt.stop()
+        }
+    });
+    reqwest::Client::builder()
+        .user_agent(concat!("emberline/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(CONNECT_TIMEOUT)
+        .read_timeout(READ_TIMEOUT)
+        .redirect(same_host)
+        .referer(false)
+        .dns_resolver(Arc::new(PublicOnly))
+        .build()
+}
+
+/// Waits, but not once the attempt is to stop.
+async fn or_stop<T>(
+    snapshot: &Snapshot<'_>,
+    stop: &mut watch::Receiver<Option<StopReason>>,
+    work: impl Future<Output = T>,
+) -> Result<T, StageError> {
+    tokio::select! {
+        done = work => Ok(done),
+        _ = stop.wait_for(Option::is_some) => {
+            snapshot.ctx.check_cancelled()?;
+            Err(StageError::cancelled())
+        }
+    }
+}
+
+fn request_error(url: &str, error: &reqwest::Error) -> StageError {
+    // The whole chain, for the innermost says why; but no URL of it, which may have a secret.
+    let mut why = Vec::new();
+    let mut next = std::error::Error::source(error);
+    while let Some(error) = next {
+        why.push(error.to_string());
+        next = error.source();
+    }
+    let what = if error.is_timeout() {
+        "it did not answer in time"
+    } else if error.is_connect() {
+        "it cannot be reached"
+    } else if error.is_redirect() {
+        "it redirects too often"
+    } else {
+        "the transfer broke off"
+    };
+    let why = why.join(": ");
+    if why.contains(REFUSED) {
+        return StageError::user(format!("`{url}`: {why}"));
+    }
+    StageError::storage(format!("cannot fetch `{url}`: {what} ({why})"))
+}
+
+const REFUSED: &str = "it is an address that only this machine's own network may use";
+
+fn refuse(url: &str, ip: IpAddr) -> Result<(), StageError> {
+    if is_allowed(ip) {
+        return Ok(());
+    }
+    Err(StageError::user(format!(
+        "`{url}` is refused: {ip}: {REFUSED}"
+    )))
+}
+
+/// Whether it is no address under which clouds answer their own machines (metadata, credentials),
+/// and none that means this network only.
+fn is_allowed(ip: IpAddr) -> bool {
+    const METADATA_V4: [Ipv4Addr; 2] = [
+        // Azure's wire server, Alibaba's metadata.
+        Ipv4Addr::new(168, 63, 129, 16),
+        Ipv4Addr::new(100, 100, 100, 200),
+    ];
+    const METADATA_V6: [Ipv6Addr; 2] = [
+        // AWS and Google.
+        Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254),
+        Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254),
+    ];
+    match ip {
+        IpAddr::V4(ip) => {
+            !(ip.is_link_local()
+                || ip.is_unspecified()
+                || ip.is_multicast()
+                || ip.is_broadcast()
+                || METADATA_V4.contains(&ip))
+        }
+        IpAddr::V6(ip) => match ip.to_ipv4_mapped() {
+            Some(ip) => is_allowed(ip.into()),
+            None => {
+                !(ip.is_unicast_link_local()
+                    || ip.is_unspecified()
+                    || ip.is_multicast()
+                    || METADATA_V6.contains(&ip))
+            }
+        },
+    }
+}
+
+/// Resolves names, and leaves out the addresses that are refused: a name may point anywhere.
+struct PublicOnly;
+
+impl Resolve for PublicOnly {
+    fn resolve(&self, name: Name) -> Resolving {
+        Box::pin(async move {
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+            let allowed: Vec<SocketAddr> = found.filter(|at| is_allowed(at.ip())).collect();
+            if allowed.is_empty() {
+                return Err(format!("{}: {REFUSED}", name.as_str()).into());
+            }
+            Ok(Box::new(allowed.into_iter()) as Addrs)
+        })
+    }
+}
+
+fn percent_decoded(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while let Some(byte) = bytes.get(at) {
+        let hex = bytes.get(at + 1..at + 3).filter(|_| *byte == b'%');
+        let hex = hex.filter(|hex| hex.iter().all(u8::is_ascii_hexdigit));
+        let decoded = hex
+            .and_then(|hex| std::str::from_utf8(hex).ok())
+            .and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        out.push(decoded.unwrap_or(*byte));
+        at += if decoded.is_some() { 3 } else { 1 };
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+/// Takes what an `s3:` URL names: an object, everything below a prefix (`…/`), or a pattern.
+pub(super) async fn s3(
+    snapshot: &mut Snapshot<'_>,
+    source: &Source,
+    url: &Url,
+) -> Result<(), StageError> {
+    let named = shown(&source.url);
+    let failed = |e: object_store::Error| match e {
+        object_store::Error::NotFound { .. } => {
+            StageError::user(format!("there is no object `{named}`"))
+        }
+        object_store::Error::PermissionDenied { .. }
+        | object_store::Error::Unauthenticated { .. } => StageError::user(format!(
+            "`{named}` may not be read with the credentials of this worker"
+        )),
+        e => StageError::storage(format!("cannot read `{named}`: {e}")),
+    };
+    let store = open_s3(&source.url).map_err(failed)?;
+    let key = percent_decoded(url.path().trim_start_matches('/'));
+    let (dir, last) = key.rsplit_once('/').unwrap_or(("", &key));
+    let wrong =
+        |e: object_store::path::Error| StageError::user(format!("`{named}` names no object: {e}"));
+    let mut stop = snapshot.ctx.stop.clone();
+    let mut found: Vec<(Path, String)> = Vec::new();
+    if last.is_empty() || last.contains('*') {
+        one_file_only(source)?;
+        let prefix = Path::parse(dir).map_err(wrong)?;
+        let mut objects = store.list(Some(&prefix));
+        while let Some(object) = or_stop(snapshot, &mut stop, objects.try_next())
+            .await?
+            .map_err(failed)?
+        {
+            let Some(name) = object.location.prefix_match(&prefix).map(|parts| {
+                parts
+                    .map(|part| part.as_ref().to_owned())
+                    .collect::<Vec<_>>()
+                    .join("/")
+            }) else {
+                continue;
+            };
+            if last.is_empty() || (!name.contains('/') && matches(last, &name)) {
+                found.push((object.location, name));
+            }
+        }
+        if found.is_empty() {
+            return Err(StageError::user(format!("no object matches `{named}`")));
+        }
+        found.sort_unstable();
+    } else {
+        let name = name_of(source, last).to_owned();
+        found.push((Path::parse(&key).map_err(wrong)?, name));
+    }
+    for (key, name) in found {
+        let object = or_stop(snapshot, &mut stop, store.get(&key))
+            .await?
+            .map_err(failed)?;
+        let mut pieces = object.into_stream();
+        let mut incoming = snapshot.begin(&name)?;
+        while let Some(piece) = or_stop(snapshot, &mut stop, pieces.next()).await? {
+            snapshot.write(&mut incoming, &piece.map_err(failed)?)?;
+        }
+        snapshot.end(incoming, source.sha256)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_clouds_own_services_are_refused_also_in_disguise() {
+        for refused in [
+            "169.254.169.254",
+            "::ffff:169.254.169.254",
+            "fe80::1",
+            "fd00:ec2::254",
+            "0.0.0.0",
+            "100.100.100.200",
+        ] {
+            assert!(!refused.parse().is_ok_and(is_allowed), "{refused}");
+        }
+        for allowed in ["127.0.0.1", "10.0.0.1", "93.184.216.34", "2606:2800::1"] {
+            assert!(allowed.parse().is_ok_and(is_allowed), "{allowed}");
+        }
+    }
+
+    #[test]
+    fn names_are_decoded() {
+        assert_eq!(percent_decoded("a%20b%2Fc%zz%"), "a b/c%zz%");
+    }
+}

@@ -1,0 +1,122 @@
+//! What this machine (or the container that it is) has: CPUs and memory within the cgroup's limits.
+
+use std::{fs, path::Path};
+
+use emberline_common::resources::Resources;
+
+/// CPUs and memory that this process may use. GPUs are not looked for here.
+#[must_use]
+pub fn resources() -> Resources {
+    // The standard library knows affinity and the CPU quotas of both cgroup versions.
+    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    Resources {
+        cpu_millis: u32::try_from(cpus.saturating_mul(1000)).unwrap_or(u32::MAX),
+        memory_bytes: memory_bytes(Path::new("/")),
+        gpus: 0,
+    }
+}
+
+/// The machine's memory, or the tightest limit of the cgroups that the process is in.
+fn memory_bytes(root: &Path) -> u64 {
+    let meminfo = fs::read_to_string(root.join("proc/meminfo")).unwrap_or_default();
+    let total = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))
+        .and_then(|rest| {
+            rest.trim()
+                .trim_end_matches("kB")
+                .trim()
+                .parse::<u64>()
+                .ok()
+        })
+        .map_or(u64::MAX, |kib| kib.saturating_mul(1024));
+    let limit = cgroup_limit(root).unwrap_or(u64::MAX);
+    match total.min(limit) {
+        u64::MAX => 0,
+        bytes => bytes,
+    }
+}
+
+fn cgroup_limit(root: &Path) -> Option<u64> {
+    let groups = fs::read_to_string(root.join("proc/self/cgroup")).ok()?;
+    let mut lowest = None;
+    for line in groups.lines() {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (controllers, group) = (parts.next()?, parts.next()?);
+        let (mount, file) = if controllers.is_empty() {
+            ("sys/fs/cgroup", "memory.max")
+        } else if controllers.split(',').any(|name| name == "memory") {
+            ("sys/fs/cgroup/memory", "memory.limit_in_bytes")
+        } else {
+            continue;
+        };
+        // A limit on any group above holds as well. Inside a container the path may be one of the
+        // host that is not mounted here: then only the mount's own root is found.
+        let mut group = Path::new(group.trim_start_matches('/'));
+        loop {
+            let text = fs::read_to_string(root.join(mount).join(group).join(file));
+            if let Some(bytes) = text.ok().and_then(|text| text.trim().parse::<u64>().ok()) {
+                lowest = Some(lowest.map_or(bytes, |low: u64| low.min(bytes)));
+            }
+            match group.parent() {
+                Some(parent) => group = parent,
+                None => break,
+            }
+        }
+    }
+    lowest
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn machine(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for (path, text) in files {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        root
+    }
+
+    #[test]
+    fn the_tightest_limit_of_the_groups_above_counts() {
+        let root = machine(&[
+            ("proc/meminfo", "MemTotal:       8000000 kB\n"),
+            ("proc/self/cgroup", "0::/a/b\n"),
+            ("sys/fs/cgroup/a/b/memory.max", "max\n"),
+            ("sys/fs/cgroup/a/memory.max", "1048576\n"),
+        ]);
+        assert_eq!(memory_bytes(root.path()), 1 << 20);
+    }
+
+    #[test]
+    fn without_a_limit_it_is_the_machines_memory() {
+        let root = machine(&[
+            ("proc/meminfo", "MemTotal:       1024 kB\n"),
+            ("proc/self/cgroup", "0::/\n"),
+            ("sys/fs/cgroup/memory.max", "max\n"),
+        ]);
+        assert_eq!(memory_bytes(root.path()), 1 << 20);
+    }
+
+    #[test]
+    fn the_first_version_of_cgroups_is_known() {
+        let root = machine(&[
+            ("proc/meminfo", "MemTotal:       8000 kB\n"),
+            ("proc/self/cgroup", "5:cpu,memory:/x\n"),
+            ("sys/fs/cgroup/memory/x/memory.limit_in_bytes", "4096\n"),
+        ]);
+        assert_eq!(memory_bytes(root.path()), 4096);
+    }
+
+    #[test]
+    fn this_machine_has_something() {
+        assert!(resources().cpu_millis >= 1000);
+        assert!(resources().memory_bytes > 0);
+    }
+}

@@ -1,0 +1,206 @@
+//! From what a stage left in its directories to stored artifacts.
+//!
+//! Only regular files count. Anything else (a symbolic link, a FIFO, a device) is refused by name:
+//! it could point out of the directory, or never end.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use emberline_common::{
+    artifact::{ArtifactError, ArtifactStore, MAX_FILES, Manifest, ManifestFile, check_path},
+    run_view::ArtifactRef,
+    spec::ArtifactType,
+};
+use futures::{StreamExt, TryStreamExt, stream};
+use serde_json::{Map, Value};
+
+use crate::{
+    cache::Cache,
+    stage::{Produced, ProducedContent, StageError},
+};
+
+/// Files on their way into the store at a time.
+const FILES_AT_A_TIME: usize = 8;
+const MAX_DEPTH: usize = 64;
+
+/// Stores all outputs of an attempt; all are durable when it returns.
+pub(crate) async fn store_all(
+    store: &ArtifactStore,
+    cache: &Arc<Cache>,
+    produced: Vec<Produced>,
+) -> Result<Vec<ArtifactRef>, StageError> {
+    let mut out: Vec<ArtifactRef> = Vec::with_capacity(produced.len());
+    for Produced { name, content } in produced {
+        if out.iter().any(|other| other.name == name) {
+            return Err(StageError::system(format!(
+                "the stage gave the output `{name}` twice"
+            )));
+        }
+        let artifact = match content {
+            ProducedContent::Input(artifact) => ArtifactRef { name, ..artifact },
+            ProducedContent::Directory {
+                dir,
+                artifact_type,
+                metadata,
+            } => {
+                let what = format!("the output `{name}`");
+                let manifest =
+                    store_directory(store, cache, &what, dir, artifact_type, metadata).await?;
+                let digest = store
+                    .put_manifest(&manifest)
+                    .await
+                    .map_err(|e| stage_error(&what, e))?;
+                ArtifactRef {
+                    name,
+                    manifest: digest,
+                    bytes: manifest.bytes(),
+                }
+            }
+        };
+        out.push(artifact);
+    }
+    Ok(out)
+}
+
+async fn store_directory(
+    store: &ArtifactStore,
+    cache: &Arc<Cache>,
+    what: &str,
+    dir: PathBuf,
+    artifact_type: ArtifactType,
+    metadata: Map<String, Value>,
+) -> Result<Manifest, StageError> {
+    let listed = {
+        let (dir, what) = (dir.clone(), what.to_owned());
+        tokio::task::spawn_blocking(move || list(&dir, &what)).await
+    };
+    let paths = listed.map_err(|e| StageError::system(format!("cannot list {what}: {e}")))??;
+    let files = stream::iter(paths)
+        .map(|path| {
+            let file = dir.join(&path);
+            async move {
+                let (sha256, bytes) = store
+                    .put_file(&file)
+                    .await
+                    .map_err(|e| stage_error(what, e))?;
+                cache.keep(&sha256, bytes, &file).await;
+                Ok::<_, StageError>(ManifestFile {
+                    path,
+                    sha256,
+                    bytes,
+                })
+            }
+        })
+        .buffer_unordered(FILES_AT_A_TIME)
+        .try_collect()
+        .await?;
+    Ok(Manifest::new(artifact_type, files, metadata))
+}
+
+fn stage_error(what: &str, error: ArtifactError) -> StageError {
+    let mut out = StageError::storage(format!("cannot store {what}: {error}"));
+    out.source = Some(Box::new(error));
+    out
+}
+
+/// The regular files below a directory, as paths of an artifact.
+pub(crate) fn list(dir: &Path, what: &str) -> Result<Vec<String>, StageError> {
+    let mut out = Vec::new();
+    let mut below = vec![(dir.to_path_buf(), String::new(), 0)];
+    while let Some((dir, prefix, depth)) = below.pop() {
+        if depth > MAX_DEPTH {
+            return Err(StageError::user(format!(
+                "{what} has directories more than {MAX_DEPTH} deep"
+            )));
+        }
+        let entries = fs::read_dir(&dir).map_err(|e| StageError::io("list", &dir, e))?;
+        for entry in entries {
+            let entry = entry.map_err(|e| StageError::io("list", &dir, e))?;
+            let name = entry.file_name();
+            let name = name.to_str().ok_or_else(|| {
+                StageError::user(format!(
+                    "{what} has a file whose name is not UTF-8: `{}`",
+                    entry.path().display()
+                ))
+            })?;
+            let path = format!("{prefix}{name}");
+            check_path(&path).map_err(|why| StageError::user(format!("{what}: {why}")))?;
+            // Of the entry itself, not of what a link points to.
+            let kind = entry
+                .file_type()
+                .map_err(|e| StageError::io("look at", &entry.path(), e))?;
+            if kind.is_dir() {
+                below.push((entry.path(), format!("{path}/"), depth + 1));
+            } else if kind.is_file() {
+                out.push(path);
+            } else {
+                let kind = if kind.is_symlink() {
+                    "a symbolic link"
+                } else {
+                    "neither a file nor a directory"
+                };
+                return Err(StageError::user(format!(
+                    "{what}: `{path}` is {kind}; only regular files can be stored"
+                )));
+            }
+            if out.len() > MAX_FILES {
+                return Err(StageError::user(format!(
+                    "{what} has more than {MAX_FILES} files"
+                )));
+            }
+        }
+    }
+    out.sort_unstable();
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn only_regular_files_below_the_directory_are_listed() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("b/c")).unwrap();
+        fs::write(dir.path().join("b/c/x"), "1").unwrap();
+        fs::write(dir.path().join("a"), "2").unwrap();
+        assert_eq!(list(dir.path(), "it").unwrap(), ["a", "b/c/x"]);
+    }
+
+    #[test]
+    fn a_link_out_of_the_directory_is_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", dir.path().join("secret")).unwrap();
+        let error = list(dir.path(), "the output `o`").unwrap_err();
+        assert!(
+            error.message.contains("`secret` is a symbolic link"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_socket_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(dir.path().join("s")).unwrap();
+        assert!(list(dir.path(), "it").is_err());
+    }
+
+    #[test]
+    fn a_name_that_is_no_text_is_refused() {
+        use std::os::unix::ffi::OsStrExt;
+        let dir = tempfile::tempdir().unwrap();
+        let name = std::ffi::OsStr::from_bytes(b"a\xff");
+        fs::write(dir.path().join(name), "").unwrap();
+        assert!(
+            list(dir.path(), "it")
+                .unwrap_err()
+                .message
+                .contains("not UTF-8")
+        );
+    }
+}

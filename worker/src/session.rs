@@ -1,0 +1,378 @@
+//! The session with the leader: one bidirectional stream, opened again whenever it breaks.
+//!
+//! The session carries, it does not decide: what runs and what is to be told stands on the
+//! [`Board`](crate::board::Board), which outlives every session. Attempts go on while there is
+//! none, and are offered to the next leader for adoption.
+
+use std::{
+    hash::{BuildHasher, RandomState},
+    sync::{
+        Arc,
+        mpsc::{RecvTimeoutError, SyncSender, sync_channel},
+    },
+    time::{Duration, Instant},
+};
+
+use emberline_common::{artifact::ArtifactStore, ids::AttemptId};
+use emberline_proto::{
+    WORKER_PROTOCOL_VERSION,
+    v1::{self as pb, leader_message, worker_message, worker_service_client::WorkerServiceClient},
+};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::{config::WorkerConfig, runner::Runner, stage::StopReason};
+
+/// Messages on their way to the leader at a time.
+const OUTGOING: usize = 64;
+/// The largest message either way.
+const MAX_MESSAGE_BYTES: usize = 16 << 20;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a leader may take to answer a registration: its adoption window lies in between.
+const REGISTER_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long one message may wait for the leader to take it.
+const SEND_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often updates are told.
+const UPDATE_INTERVAL: Duration = Duration::from_millis(100);
+const FIRST_BACKOFF: Duration = Duration::from_millis(20);
+const MAX_BACKOFF: Duration = Duration::from_secs(2);
+
+/// Keeps a session open until it is cancelled.
+pub(crate) struct Session {
+    pub config: WorkerConfig,
+    pub incarnation: String,
+    pub endpoints: Vec<Endpoint>,
+    pub runner: Arc<Runner>,
+    pub connected: watch::Sender<bool>,
+    pub cancel: CancellationToken,
+}
+
+impl Session {
+    pub async fn run(self) {
+        let mut artifacts = self.config.artifacts.clone();
+        let mut backoff = FIRST_BACKOFF;
+        let mut alone_since = Instant::now();
+        let mut leaders = self.endpoints.iter().cycle();
+        while let Some(endpoint) = leaders.next() {
+            let ended = tokio::select! {
+                ended = self.one(endpoint, &mut artifacts) => ended,
+                () = self.cancel.cancelled() => return,
+            };
+            // Whoever waits for the connection need not watch the stream to see that it broke.
+            if self.connected.send_replace(false) {
+                alone_since = Instant::now();
+                backoff = FIRST_BACKOFF;
+            }
+            tracing::debug!(leader = %endpoint.uri(), why = %ended, "no session");
+            if alone_since.elapsed() > self.config.orphan_grace && !self.runner.board.is_idle() {
+                tracing::warn!("no leader for too long: attempts are stopped and discarded");
+                self.runner.board.stop_all(StopReason::Cancelled);
+                self.runner.board.discard();
+            }
+            tokio::select! {
+                () = tokio::time::sleep(jittered(backoff)) => {}
+                () = self.cancel.cancelled() => return,
+            }
+            backoff = (backoff * 2).min(MAX_BACKOFF);
+        }
+    }
+
+    /// One session, from connecting to its end; says why it ended.
+    async fn one(&self, endpoint: &Endpoint, artifacts: &mut Option<ArtifactStore>) -> String {
+        match self.talk(endpoint, artifacts).await {
+            Ok(()) => "the leader ended it".to_owned(),
+            Err(why) => why,
+        }
+    }
+
+    async fn talk(
+        &self,
+        endpoint: &Endpoint,
+        artifacts: &mut Option<ArtifactStore>,
+    ) -> Result<(), String> {
+        let channel = endpoint.connect().await.map_err(|e| chain(&e))?;
+        let mut client = client(channel);
+        let (send, receive) = mpsc::channel(OUTGOING);
+        let opening = self.runner.board.open(self.config.slots);
+        let draining = opening.draining;
+        let register = self.register(opening);
+        self.send(&send, worker_message::Message::Register(register))
+            .await?;
+        if draining {
+            self.send(&send, worker_message::Message::Drain(pb::Drain {}))
+                .await?;
+        }
+        let answer = async {
+            let response = client
+                .session(ReceiverStream::new(receive))
+                .await
+                .map_err(|status| told(&status))?;
+            let mut incoming = response.into_inner();
+            let first = incoming.message().await.map_err(|status| told(&status))?;
+            Ok::<_, String>((incoming, first))
+        };
+        let (mut incoming, first) = tokio::time::timeout(REGISTER_TIMEOUT, answer)
+            .await
+            .map_err(|_| "the leader did not answer the registration".to_owned())??;
+        let Some(leader_message::Message::Registered(registered)) =
+            first.and_then(|first| first.message)
+        else {
+            return Err("the leader did not begin with `registered`".to_owned());
+        };
+        if registered.protocol_version != WORKER_PROTOCOL_VERSION {
+            return Err(format!(
+                "the leader speaks version {} of the protocol, this worker {WORKER_PROTOCOL_VERSION}",
+                registered.protocol_version
+            ));
+        }
+        let store = self.artifacts(artifacts, &registered.object_store_url)?;
+        for id in ids(registered.abandon) {
+            self.runner.board.stop(&id, StopReason::Cancelled);
+        }
+        let interval = Duration::from_millis(u64::from(registered.heartbeat_interval_ms.max(50)));
+        let _heart = Heart::start(send.clone(), interval);
+        self.connected.send_replace(true);
+        tracing::info!(leader = %endpoint.uri(), epoch = registered.epoch, "session open");
+
+        let mut updates = tokio::time::interval(UPDATE_INTERVAL);
+        updates.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut told_drain = draining;
+        loop {
+            tokio::select! {
+                message = incoming.message() => match message {
+                    Ok(Some(message)) => self.handle(&store, message),
+                    Ok(None) => return Ok(()),
+                    Err(status) => return Err(told(&status)),
+                },
+                () = self.runner.board.wake.notified() => {
+                    self.flush(&send).await?;
+                    if self.runner.board.is_draining() && !told_drain {
+                        told_drain = true;
+                        self.send(&send, worker_message::Message::Drain(pb::Drain {})).await?;
+                    }
+                }
+                _ = updates.tick() => {
+                    let updates = self.runner.board.take_updates();
+                    if !updates.is_empty() {
+                        let message = worker_message::Message::Updates(pb::AttemptUpdates { updates });
+                        // A leader that does not keep up misses some; the next ones say more.
+                        let _ = send.try_send(pb::WorkerMessage { message: Some(message) });
+                    }
+                }
+            }
+        }
+    }
+
+    fn register(&self, opening: crate::board::Opening) -> pb::Register {
+        let kinds = self.runner.stages.iter();
+        pb::Register {
+            worker: self.config.name.to_string(),
+            incarnation: self.incarnation.clone(),
+            protocol_version: WORKER_PROTOCOL_VERSION,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            resources: Some(self.config.resources.into()),
+            labels: self.config.labels.clone().into_iter().collect(),
+            kinds: kinds
+                .map(|(kind, stage)| (kind.to_string(), stage.version()))
+                .collect(),
+            cached_manifests: self
+                .runner
+                .cache
+                .manifests()
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
+            running: opening.running.iter().map(Into::into).collect(),
+            unacknowledged: opening.unacknowledged,
+            credits: opening.credits,
+        }
+    }
+
+    /// The store that the leader names, kept while it stays the same one.
+    fn artifacts(
+        &self,
+        open: &mut Option<ArtifactStore>,
+        url: &str,
+    ) -> Result<ArtifactStore, String> {
+        if let Some(store) = open
+            && (self.config.artifacts.is_some() || store.url() == url)
+        {
+            return Ok(store.clone());
+        }
+        let store = ArtifactStore::open(url).map_err(|e| e.to_string())?;
+        *open = Some(store.clone());
+        Ok(store)
+    }
+
+    async fn flush(&self, send: &mpsc::Sender<pb::WorkerMessage>) -> Result<(), String> {
+        loop {
+            let batch = self.runner.board.take();
+            if !batch.reports.is_empty() {
+                let reports = pb::AttemptReports {
+                    reports: batch.reports,
+                };
+                self.send(send, worker_message::Message::Reports(reports))
+                    .await?;
+            }
+            if batch.credits > 0 {
+                let grant = pb::GrantCredits {
+                    credits: batch.credits,
+                };
+                self.send(send, worker_message::Message::GrantCredits(grant))
+                    .await?;
+            }
+            if !batch.more {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn send(
+        &self,
+        send: &mpsc::Sender<pb::WorkerMessage>,
+        message: worker_message::Message,
+    ) -> Result<(), String> {
+        let message = pb::WorkerMessage {
+            message: Some(message),
+        };
+        match send.send_timeout(message, SEND_TIMEOUT).await {
+            Ok(()) => Ok(()),
+            Err(_) => Err("the leader takes no more messages".to_owned()),
+        }
+    }
+
+    fn handle(&self, store: &ArtifactStore, message: pb::LeaderMessage) {
+        match message.message {
+            Some(leader_message::Message::Assignments(work)) => {
+                for assignment in work.assignments {
+                    self.runner.assign(store, assignment);
+                }
+            }
+            Some(leader_message::Message::Stop(stop)) => {
+                for id in ids(stop.attempts) {
+                    self.runner.board.stop(&id, StopReason::Cancelled);
+                }
+            }
+            Some(leader_message::Message::Acks(acks)) => {
+                for ack in acks.acks {
+                    for id in ids(ack.id) {
+                        if !ack.committed {
+                            tracing::info!(attempt = %id, "a report was refused: no longer current");
+                        }
+                        self.runner.board.acknowledge(&id);
+                    }
+                }
+            }
+            Some(leader_message::Message::Heartbeat(_)) => {}
+            Some(leader_message::Message::Registered(_)) | None => {
+                tracing::warn!("the leader sent a message that this worker does not know");
+            }
+        }
+    }
+}
+
+/// Those that name an attempt.
+fn ids(messages: impl IntoIterator<Item = pb::AttemptId>) -> impl Iterator<Item = AttemptId> {
+    messages.into_iter().filter_map(|message| {
+        AttemptId::try_from(message)
+            .inspect_err(|error| tracing::warn!(%error, "an attempt that is none was dropped"))
+            .ok()
+    })
+}
+
+fn client(channel: Channel) -> WorkerServiceClient<Channel> {
+    WorkerServiceClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+/// Where a leader is, with what it takes to see soon that it no longer is.
+pub(crate) fn endpoint(leader: &str) -> Result<Endpoint, String> {
+    let url = if leader.contains("://") {
+        leader.to_owned()
+    } else {
+        format!("http://{leader}")
+    };
+    if !url.starts_with("http://") {
+        return Err(format!(
+            "`{leader}` is not `host:port` or `http://host:port`"
+        ));
+    }
+    let endpoint = Endpoint::from_shared(url)
+        .map_err(|e| format!("`{leader}` is not `host:port` or `http://host:port`: {e}"))?;
+    Ok(endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(Duration::from_secs(1))
+        .keep_alive_timeout(Duration::from_secs(2))
+        .keep_alive_while_idle(true))
+}
+
+/// Between half of it and all of it.
+fn jittered(backoff: Duration) -> Duration {
+    let random = RandomState::new().hash_one(0_u8) % 1000;
+    backoff.mul_f64(0.5 + f64::from(u32::try_from(random).unwrap_or(0)) / 2000.0)
+}
+
+fn told(status: &tonic::Status) -> String {
+    format!("{:?}: {}", status.code(), status.message())
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut out = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        out += &format!(": {error}");
+        next = error.source();
+    }
+    out
+}
+
+/// The heartbeat: a thread of the system's own, so that no stage and no busy runtime can keep it
+/// from being sent. Ends when it is dropped.
+struct Heart {
+    stop: Option<SyncSender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Heart {
+    fn start(send: mpsc::Sender<pb::WorkerMessage>, interval: Duration) -> Self {
+        let (stop, stopped) = sync_channel::<()>(0);
+        let thread = std::thread::Builder::new()
+            .name("heartbeat".to_owned())
+            .spawn(move || {
+                let mut sequence = 0;
+                while stopped.recv_timeout(interval) == Err(RecvTimeoutError::Timeout) {
+                    sequence += 1;
+                    let beat = worker_message::Message::Heartbeat(pb::Heartbeat { sequence });
+                    let message = pb::WorkerMessage {
+                        message: Some(beat),
+                    };
+                    match send.try_send(message) {
+                        // A full queue says as much as a heartbeat does.
+                        Ok(()) | Err(mpsc::error::TrySendError::Full(_)) => {}
+                        Err(mpsc::error::TrySendError::Closed(_)) => return,
+                    }
+                }
+            });
+        if let Err(error) = &thread {
+            tracing::error!(%error, "the heartbeat's thread cannot be started");
+        }
+        Self {
+            stop: Some(stop),
+            thread: thread.ok(),
+        }
+    }
+}
+
+impl Drop for Heart {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // It wakes at once and does nothing that waits.
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! Starting, draining and stopping a worker.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    hash::{BuildHasher, RandomState},
+    sync::Arc,
+    time::Duration,
+};
+
+use emberline_common::ids::StageKind;
+use tokio::{
+    sync::watch,
+    task::JoinHandle,
+    time::{Instant, timeout_at},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    board::Board,
+    cache::Cache,
+    config::{WorkerConfig, WorkerError},
+    runner::Runner,
+    session::{self, Session},
+    stage::{Stage, StopReason},
+};
+
+/// How long stages may take to stop when the worker is shut down at once.
+const SHUTDOWN: Duration = Duration::from_secs(5);
+
+/// A worker; see [`Worker::builder`].
+pub struct Worker;
+
+impl Worker {
+    /// A worker that knows no stage kind yet.
+    #[must_use]
+    pub fn builder(config: WorkerConfig) -> WorkerBuilder {
+        WorkerBuilder {
+            config,
+            stages: Vec::new(),
+        }
+    }
+}
+
+/// Puts a worker together.
+pub struct WorkerBuilder {
+    config: WorkerConfig,
+    stages: Vec<Arc<dyn Stage>>,
+}
+
+impl WorkerBuilder {
+    /// Adds a stage kind.
+    #[must_use]
+    pub fn stage(mut self, stage: Arc<dyn Stage>) -> Self {
+        self.stages.push(stage);
+        self
+    }
+
+    /// Adds stage kinds.
+    #[must_use]
+    pub fn stages(mut self, stages: Vec<Arc<dyn Stage>>) -> Self {
+        self.stages.extend(stages);
+        self
+    }
+
+    /// Starts it in the current tokio runtime. It looks for a leader from then on; see
+    /// [`RunningWorker::connected`].
+    ///
+    /// # Errors
+    /// [`WorkerError`] if the configuration or the state directory cannot be used.
+    pub async fn start(self) -> Result<RunningWorker, WorkerError> {
+        let Self { config, stages } = self;
+        let wrong = |field, message: String| WorkerError::Config { field, message };
+        if config.leaders.is_empty() {
+            return Err(wrong(
+                "leaders",
+                "is empty: name at least one `host:port`".into(),
+            ));
+        }
+        if config.slots == 0 {
+            return Err(wrong("slots", "is 0: it could run nothing".into()));
+        }
+        let endpoints = config
+            .leaders
+            .iter()
+            .map(|leader| session::endpoint(leader));
+        let endpoints = endpoints
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|message| wrong("leaders", message))?;
+        let mut kinds: BTreeMap<StageKind, Arc<dyn Stage>> = BTreeMap::new();
+        for stage in stages {
+            let kind = stage.kind();
+            if kinds.insert(kind.clone(), stage).is_some() {
+                return Err(wrong("stages", format!("has the kind `{kind}` twice")));
+            }
+        }
+        let (state_dir, cache_bytes) = (config.state_dir.clone(), config.cache_bytes);
+        let opened = tokio::task::spawn_blocking(move || {
+            // Absolute, since a command runs in a directory of its own.
+            let made = fs::create_dir_all(&state_dir).and_then(|()| state_dir.canonicalize());
+            let state_dir = made.map_err(|source| WorkerError::StateDir {
+                what: "make",
+                path: state_dir,
+                source,
+            })?;
+            let work_dir = state_dir.join("work");
+            // What an earlier life did not come to remove.
+            match fs::remove_dir_all(&work_dir) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(WorkerError::StateDir {
+                        what: "clear",
+                        path: work_dir,
+                        source: e,
+                    });
+                }
+                _ => {}
+            }
+            let cache_dir = state_dir.join("cache");
+            let cache = Cache::open(&cache_dir, cache_bytes);
+            let cache = cache.map_err(|source| WorkerError::StateDir {
+                what: "open the cache in",
+                path: cache_dir,
+                source,
+            })?;
+            Ok((work_dir, cache))
+        });
+        let (work_dir, cache) = opened.await.unwrap_or_else(|e| {
+            Err(WorkerError::StateDir {
+                what: "open",
+                path: config.state_dir.clone(),
+                source: std::io::Error::other(e),
+            })
+        })?;
+
+        let runner = Arc::new(Runner {
+            stages: kinds,
+            cache,
+            board: Arc::new(Board::default()),
+            work_dir,
+            stop_grace: config.stop_grace,
+            runtime: tokio::runtime::Handle::current(),
+            tasks: TaskTracker::new(),
+        });
+        let (connected, is_connected) = watch::channel(false);
+        let cancel = CancellationToken::new();
+        let session = Session {
+            incarnation: format!("i{:016x}", RandomState::new().hash_one(std::process::id())),
+            config,
+            endpoints,
+            runner: runner.clone(),
+            connected,
+            cancel: cancel.clone(),
+        };
+        Ok(RunningWorker {
+            runner,
+            connected: is_connected,
+            cancel,
+            session: tokio::spawn(session.run()),
+        })
+    }
+}
+
+/// A worker at work. Dropped without [`drain`](Self::drain) or [`shutdown`](Self::shutdown), its
+/// session ends and its stages are asked to stop, but nobody waits for them.
+pub struct RunningWorker {
+    runner: Arc<Runner>,
+    connected: watch::Receiver<bool>,
+    cancel: CancellationToken,
+    session: JoinHandle<()>,
+}
+
+impl RunningWorker {
+    /// Whether there is a session with a leader.
+    #[must_use]
+    pub fn connected(&self) -> watch::Receiver<bool> {
+        self.connected.clone()
+    }
+
+    /// Takes no more work and lets what runs finish; what has not after `within` is asked to save a
+    /// checkpoint and is given back. Ends when the leader knows of everything, or a few seconds
+    /// after `within`.
+    pub async fn drain(mut self, within: Duration) {
+        let board = self.runner.board.clone();
+        board.drain();
+        let deadline = Instant::now() + within;
+        if !self.wait(deadline, Board::is_idle).await {
+            board.stop_all(StopReason::Preempted);
+            let grace = self.runner.stop_grace.min(SHUTDOWN);
+            self.wait(Instant::now() + grace, Board::is_idle).await;
+        }
+        self.stop().await;
+    }
+
+    /// Stops at once: stages are asked to stop and given a few seconds. What has not been reported
+    /// by then, the leader will find lost and run again.
+    pub async fn shutdown(mut self) {
+        let board = self.runner.board.clone();
+        board.drain();
+        board.stop_all(StopReason::Preempted);
+        self.wait(Instant::now() + SHUTDOWN, Board::is_empty).await;
+        self.stop().await;
+    }
+
+    async fn wait(&self, deadline: Instant, ready: fn(&Board) -> bool) -> bool {
+        let board = &self.runner.board;
+        loop {
+            // Told before it looks, so that no change falls in between.
+            let mut changed = std::pin::pin!(board.changed.notified());
+            changed.as_mut().enable();
+            if ready(board) {
+                return true;
+            }
+            if timeout_at(deadline, changed).await.is_err() {
+                return ready(board);
+            }
+        }
+    }
+
+    async fn stop(&mut self) {
+        self.cancel.cancel();
+        if let Err(error) = (&mut self.session).await
+            && error.is_panic()
+        {
+            tracing::error!(%error, "the session had panicked");
+        }
+        self.runner.tasks.close();
+        if tokio::time::timeout(SHUTDOWN, self.runner.tasks.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!("a stage did not stop and is left behind");
+        }
+    }
+}
+
+impl Drop for RunningWorker {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+        self.runner.board.stop_all(StopReason::Preempted);
+    }
+}
