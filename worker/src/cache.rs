@@ -369,3 +369,191 @@ fn digest_of(path: &Path) -> io::Result<Digest> {
         hasher.update(&buffer[..read]);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    struct Fixture {
+        store: ArtifactStore,
+        objects: tempfile::TempDir,
+        dir: tempfile::TempDir,
+    }
+
+    fn fixture() -> Fixture {
+        let objects = tempfile::tempdir().unwrap();
+        Fixture {
+            store: ArtifactStore::open(&format!("file://{}", objects.path().display())).unwrap(),
+            objects,
+            dir: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    impl Fixture {
+        fn cache(&self, max_bytes: u64) -> Arc<Cache> {
+            Cache::open(self.dir.path(), max_bytes).unwrap()
+        }
+
+        async fn blob(&self, text: &str) -> Digest {
+            self.store.put_bytes(text.to_owned().into()).await.unwrap()
+        }
+
+        /// After this, only what is cached can still be read.
+        fn lose_objects(&self) {
+            fs::remove_dir_all(self.objects.path().join("cas")).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn the_least_recently_used_goes_first_and_what_is_in_use_stays() {
+        let fixture = fixture();
+        let cache = fixture.cache(10);
+        let (a, b, c) = (
+            fixture.blob("aaaa").await,
+            fixture.blob("bbbb").await,
+            fixture.blob("cccc").await,
+        );
+        let held = cache.get(&fixture.store, &a, 4).await.unwrap();
+        drop(cache.get(&fixture.store, &b, 4).await.unwrap());
+        drop(cache.get(&fixture.store, &c, 4).await.unwrap());
+        assert_eq!(cache.bytes(), 8);
+        fixture.lose_objects();
+        assert_eq!(fs::read(held.path()).unwrap(), b"aaaa");
+        assert!(
+            cache.get(&fixture.store, &a, 4).await.is_ok(),
+            "it was in use"
+        );
+        assert!(
+            cache.get(&fixture.store, &c, 4).await.is_ok(),
+            "it came last"
+        );
+        assert!(
+            cache.get(&fixture.store, &b, 4).await.is_err(),
+            "it had to go"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_is_larger_than_the_cache_is_there_only_while_it_is_used() {
+        let fixture = fixture();
+        let cache = fixture.cache(3);
+        let a = fixture.blob("aaaa").await;
+        let held = cache.get(&fixture.store, &a, 4).await.unwrap();
+        assert_eq!(fs::read(held.path()).unwrap(), b"aaaa");
+        drop(held);
+        assert_eq!(cache.bytes(), 0);
+    }
+
+    #[tokio::test]
+    async fn it_survives_a_restart_and_a_half_written_file_does_not() {
+        let fixture = fixture();
+        let a = fixture.blob("aaaa").await;
+        drop(fixture.cache(10).get(&fixture.store, &a, 4).await.unwrap());
+        let half = fixture
+            .dir
+            .path()
+            .join("blobs")
+            .join(format!("{a}.0.partial"));
+        fs::write(&half, "aa").unwrap();
+        fixture.lose_objects();
+        let cache = fixture.cache(10);
+        assert!(cache.get(&fixture.store, &a, 4).await.is_ok());
+        assert_eq!(cache.bytes(), 4);
+        assert!(!half.exists());
+    }
+
+    #[tokio::test]
+    async fn a_file_that_was_damaged_is_fetched_again() {
+        use std::os::unix::fs::PermissionsExt;
+        let fixture = fixture();
+        let a = fixture.blob("aaaa").await;
+        for restart in [false, true] {
+            let cache = fixture.cache(10);
+            let path = cache
+                .get(&fixture.store, &a, 4)
+                .await
+                .unwrap()
+                .path()
+                .to_path_buf();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+            fs::write(&path, "aaab").unwrap();
+            let later = SystemTime::now() + std::time::Duration::from_secs(5);
+            fs::File::open(&path).unwrap().set_modified(later).unwrap();
+            let cache = if restart { fixture.cache(10) } else { cache };
+            let again = cache.get(&fixture.store, &a, 4).await.unwrap();
+            assert_eq!(fs::read(again.path()).unwrap(), b"aaaa");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn many_who_want_one_blob_share_one_download() {
+        let fixture = fixture();
+        let cache = fixture.cache(1 << 30);
+        let text = "x".repeat(1 << 20);
+        let a = fixture.blob(&text).await;
+        let all = (0..16).map(|_| {
+            let (cache, store) = (cache.clone(), fixture.store.clone());
+            tokio::spawn(async move { cache.get(&store, &a, 1 << 20).await })
+        });
+        let all: Vec<Pinned> = futures::future::join_all(all)
+            .await
+            .into_iter()
+            .map(|pinned| pinned.unwrap().unwrap())
+            .collect();
+        assert_eq!(all.len(), 16);
+        assert_eq!(cache.bytes(), 1 << 20);
+        assert_eq!(cache.lock().clock, 16, "one came in, fifteen found it");
+    }
+
+    #[tokio::test]
+    async fn a_corrupted_object_is_refused_and_not_kept() {
+        let fixture = fixture();
+        let a = fixture.blob("aaaa").await;
+        let object = fixture.objects.path().join(ArtifactStore::key(&a).as_ref());
+        fs::write(object, "aaab").unwrap();
+        let cache = fixture.cache(10);
+        let error = cache.get(&fixture.store, &a, 4).await.unwrap_err();
+        assert_eq!(error.bad_digest(), Some(a));
+        assert_eq!(
+            fs::read_dir(fixture.dir.path().join("blobs"))
+                .unwrap()
+                .count(),
+            0
+        );
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_is_told_as_such_and_heals_when_there_is_room() {
+        let fixture = fixture();
+        let full = tempfile::tempdir().unwrap();
+        let mounted = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"])
+            .arg(full.path())
+            .status();
+        if !mounted.is_ok_and(|status| status.success()) {
+            // Not allowed here: nothing can be said.
+            return;
+        }
+        let cache = Cache::open(full.path(), 1 << 30).unwrap();
+        let large = fixture.blob(&"l".repeat(4 << 20)).await;
+        let small = fixture.blob(&"s".repeat(700 << 10)).await;
+        let other = fixture.blob(&"o".repeat(700 << 10)).await;
+        let told = cache.get(&fixture.store, &large, 4 << 20).await;
+        let first = cache.get(&fixture.store, &small, 700 << 10).await.map(drop);
+        // Room is made by what is not in use.
+        let second = cache.get(&fixture.store, &other, 700 << 10).await.map(drop);
+        let status = std::process::Command::new("umount")
+            .arg("-l")
+            .arg(full.path())
+            .status();
+        assert!(status.unwrap().success());
+        assert!(
+            matches!(told, Err(ArtifactError::DiskFull { .. })),
+            "{told:?}"
+        );
+        assert!(first.is_ok(), "{first:?}");
+        assert!(second.is_ok(), "{second:?}");
+    }
+}

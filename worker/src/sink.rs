@@ -387,6 +387,7 @@ mod tests {
     async fn lines_can_be_read_while_the_attempt_goes_on() {
         let store = ArtifactStore::open("memory:").unwrap();
         let sink = sink(&store);
+        let _stop = sink.board.begin(&attempt()).unwrap();
         sink.log(LogSource::Stdout, "now");
         let mut reader = AttemptLogReader::new(store.clone(), LogStream::Log, attempt());
         let deadline = Instant::now() + Duration::from_secs(10);
@@ -399,9 +400,9 @@ mod tests {
             assert!(Instant::now() < deadline, "no chunk came");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        let update = sink.board.take_updates().pop().unwrap();
-        assert_eq!(update.log_chunks, 1);
         sink.finish().await;
+        let update = sink.board.take_updates().pop().unwrap();
+        assert_eq!(update.log_chunks, 1, "of those before the end");
     }
 
     #[tokio::test]

@@ -237,6 +237,11 @@ impl Engine {
             timeout: spec.timeout.map(|timeout| timeout.0),
             base_dir: run.record.base_dir.clone(),
             files: prepared.files,
+            outputs: spec
+                .outputs
+                .iter()
+                .map(|(name, kind)| (name.clone(), *kind))
+                .collect(),
             run_view: sees_run.contains(&kind).then(|| Box::new(run.view())),
             traceparent: run.record.traceparent.clone(),
         };

@@ -1,1 +1,290 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::{
+    io::{BufRead, BufReader},
+    net::{SocketAddr, TcpListener},
+};
+
+use emberline_common::failure::Reason;
+use serde_json::json;
+
+use super::*;
+use crate::testing::TestContext;
+
+/// Answers each request by its path, until the process ends.
+fn serve(answer: fn(&str, SocketAddr) -> Vec<u8>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut reader = BufReader::new(stream.try_clone().unwrap());
+            let mut first = String::new();
+            reader.read_line(&mut first).unwrap();
+            let mut line = String::new();
+            while reader.read_line(&mut line).is_ok_and(|n| n > 2) {
+                line.clear();
+            }
+            let path = first.split(' ').nth(1).unwrap_or_default();
+            // The client may have heard enough.
+            let _ = stream.write_all(&answer(path, address));
+        }
+    });
+    address
+}
+
+fn ok(body: &[u8]) -> Vec<u8> {
+    let mut out = format!(
+        "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        body.len()
+    )
+    .into_bytes();
+    out.extend_from_slice(body);
+    out
+}
+
+fn web(path: &str, at: SocketAddr) -> Vec<u8> {
+    let redirect = |to: String| {
+        format!(
+            "HTTP/1.1 302 Found\r\nlocation: {to}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+        )
+        .into_bytes()
+    };
+    match path {
+        "/d/x.csv" | "/d/a%20b.csv" | "/?q=1" => ok(b"a,b\n1,2\n"),
+        "/large" => ok(&vec![7; 3 << 20]),
+        "/here" => redirect("/d/x.csv".into()),
+        "/loop" => redirect("/loop".into()),
+        "/away" => redirect(format!("http://localhost:{}/d/x.csv", at.port())),
+        "/cut" => b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nshort".to_vec(),
+        "/busy" => b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".to_vec(),
+        _ => b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".to_vec(),
+    }
+}
+
+fn collect(base: &std::path::Path, spec: Value) -> (TestContext, Result<StageOutput, StageError>) {
+    let test = TestContext::builder().base_dir(base).spec(spec).build();
+    let result = Collect.run(&test.ctx);
+    (test, result)
+}
+
+fn collected(base: &std::path::Path, spec: Value) -> Vec<(String, Vec<u8>)> {
+    let (test, result) = collect(base, spec);
+    let output = result.unwrap();
+    let dir = test.output(&output.artifacts, "data");
+    let names = crate::outputs::list(dir, "data").unwrap();
+    names
+        .into_iter()
+        .map(|name| (name.clone(), fs::read(dir.join(name)).unwrap()))
+        .collect()
+}
+
+fn refused(base: &std::path::Path, spec: Value, reason: Reason, part: &str) {
+    let (_test, result) = collect(base, spec.clone());
+    let error = result.expect_err(&spec.to_string());
+    assert_eq!(error.reason, reason, "{spec}: {error}");
+    assert!(error.message.contains(part), "{spec}: {error}");
+}
+
+fn data() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir_all(dir.path().join("d/sub")).unwrap();
+    for (name, text) in [
+        ("d/a.csv", "1"),
+        ("d/b.csv", "2"),
+        ("d/c.txt", "3"),
+        ("d/sub/e", "4"),
+    ] {
+        fs::write(dir.path().join(name), text).unwrap();
+    }
+    dir
+}
+
+fn named(files: &[(&str, &str)]) -> Vec<(String, Vec<u8>)> {
+    files
+        .iter()
+        .map(|(n, t)| ((*n).to_owned(), t.as_bytes().to_vec()))
+        .collect()
+}
+
+#[test]
+fn files_directories_and_patterns_are_taken_relative_to_the_pipeline() {
+    let dir = data();
+    let one = json!({"sources": [{"url": "file:d/a.csv"}]});
+    assert_eq!(collected(dir.path(), one), named(&[("a.csv", "1")]));
+    let renamed = json!({"sources": [{"url": "file:d/a.csv", "as": "x/y.csv"}]});
+    assert_eq!(collected(dir.path(), renamed), named(&[("x/y.csv", "1")]));
+    let all = json!({"sources": [{"url": "file:d/"}]});
+    let expected = named(&[
+        ("a.csv", "1"),
+        ("b.csv", "2"),
+        ("c.txt", "3"),
+        ("sub/e", "4"),
+    ]);
+    assert_eq!(collected(dir.path(), all), expected);
+    let pattern = json!({"sources": [{"url": "file:d/*.csv"}]});
+    assert_eq!(
+        collected(dir.path(), pattern),
+        named(&[("a.csv", "1"), ("b.csv", "2")])
+    );
+    let absolute =
+        json!({"sources": [{"url": format!("file://{}/d/c.txt", dir.path().display())}]});
+    assert_eq!(collected("/".as_ref(), absolute), named(&[("c.txt", "3")]));
+}
+
+#[test]
+fn what_is_missing_or_no_regular_file_is_told_by_name() {
+    let dir = data();
+    let base = dir.path();
+    std::os::unix::fs::symlink("/etc/passwd", base.join("d/link")).unwrap();
+    std::os::unix::fs::symlink("/etc", base.join("etc")).unwrap();
+    let status = std::process::Command::new("mkfifo")
+        .arg(base.join("pipe"))
+        .status();
+    assert!(status.unwrap().success());
+    for (url, part) in [
+        ("file:d/none.csv", "there is no file"),
+        ("file:none/", "there is no directory"),
+        ("file:none/*.csv", "there is no directory"),
+        ("file:d/*.parquet", "no file matches"),
+        ("file:d/a.csv/x", "there is no file"),
+        ("file:d", "end it with `/`"),
+        ("file:d/link", "symbolic link"),
+        ("file:d/", "symbolic link"),
+        ("file:d/l*", "symbolic link"),
+        ("file:pipe", "not a regular file"),
+        ("file:/dev/zero", "not a regular file"),
+        ("file:", "names no file"),
+        ("file://host/x", "another machine"),
+        ("ftp://x/y", "not known"),
+        ("http://user:secret@x/y", "password"),
+        ("d/a.csv", "write `file:path`"),
+    ] {
+        refused(
+            base,
+            json!({"sources": [{"url": url}]}),
+            Reason::UserError,
+            part,
+        );
+    }
+}
+
+#[test]
+fn a_name_that_climbs_out_or_stands_twice_is_refused() {
+    let dir = data();
+    let out = json!({"sources": [{"url": "file:d/a.csv", "as": "../x"}]});
+    refused(dir.path(), out, Reason::UserError, "not relative and plain");
+    let twice = json!({"sources": [{"url": "file:d/a.csv"}, {"url": "file:d/"}]});
+    refused(
+        dir.path(),
+        twice,
+        Reason::UserError,
+        "two sources give a file `a.csv`",
+    );
+    let many = json!({"sources": [{"url": "file:d/", "as": "x"}]});
+    refused(dir.path(), many, Reason::UserError, "`as` is for one file");
+}
+
+#[test]
+fn another_digest_or_too_many_bytes_are_bad_data() {
+    let dir = data();
+    let digest = Digest::of(b"1");
+    let right = json!({"sources": [{"url": "file:d/a.csv", "sha256": digest}]});
+    assert_eq!(collected(dir.path(), right).len(), 1);
+    let wrong = json!({"sources": [{"url": "file:d/b.csv", "sha256": digest}]});
+    refused(dir.path(), wrong, Reason::Data, "has the SHA-256");
+    let large = json!({"sources": [{"url": "file:d/"}], "max_bytes": 3});
+    refused(dir.path(), large, Reason::Data, "max_bytes");
+}
+
+#[test]
+fn a_web_server_is_read_as_a_stream_and_its_answers_are_told_apart() {
+    let at = serve(web);
+    let base: &std::path::Path = "/".as_ref();
+    let source = |path: &str| json!({"sources": [{"url": format!("http://{at}{path}")}]});
+    let table = "a,b\n1,2\n";
+    assert_eq!(
+        collected(base, source("/d/x.csv")),
+        named(&[("x.csv", table)])
+    );
+    assert_eq!(
+        collected(base, source("/d/a%20b.csv")),
+        named(&[("a b.csv", table)])
+    );
+    assert_eq!(collected(base, source("/large"))[0].1.len(), 3 << 20);
+    assert_eq!(collected(base, source("/here")), named(&[("here", table)]));
+    for (path, reason, part) in [
+        ("/none", Reason::UserError, "404"),
+        ("/busy", Reason::Storage, "503"),
+        ("/cut", Reason::Storage, "broke off"),
+        ("/away", Reason::UserError, "another host"),
+        ("/loop", Reason::Storage, "redirects too often"),
+        ("/?q=secret", Reason::UserError, "names no file"),
+    ] {
+        refused(base, source(path), reason, part);
+    }
+    let limited = json!({"sources": [{"url": format!("http://{at}/large")}], "max_bytes": "1MiB"});
+    refused(base, limited, Reason::Data, "max_bytes");
+}
+
+#[test]
+fn nobody_there_and_addresses_of_clouds_own_services_are_told_apart() {
+    let closed = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let base: &std::path::Path = "/".as_ref();
+    let gone = json!({"sources": [{"url": format!("http://{closed}/x")}]});
+    refused(base, gone, Reason::Storage, "cannot be reached");
+    for url in [
+        "http://169.254.169.254/latest",
+        "http://[fe80::1]/x",
+        "http://0.0.0.0/x",
+    ] {
+        refused(
+            base,
+            json!({"sources": [{"url": url}]}),
+            Reason::UserError,
+            "is refused",
+        );
+    }
+}
+
+#[test]
+fn a_server_that_sends_nothing_does_not_keep_the_stage_from_stopping() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = listener.local_addr().unwrap();
+    let spec = json!({"sources": [{"url": format!("http://{at}/x")}]});
+    let test = TestContext::builder().spec(spec).build();
+    let stop = test.stop_handle();
+    let waiting = std::thread::spawn(move || {
+        let _held = listener.accept().unwrap();
+        stop(crate::stage::StopReason::Cancelled);
+        std::thread::park_timeout(std::time::Duration::from_secs(1));
+    });
+    let error = Collect.run(&test.ctx).unwrap_err();
+    assert_eq!(error.reason, Reason::Cancelled);
+    waiting.join().unwrap();
+}
+
+#[test]
+fn patterns_match_as_in_a_shell() {
+    for (pattern, name) in [
+        ("*", "a"),
+        ("*.csv", "a.csv"),
+        ("a*b*c", "aXbYc"),
+        ("a*", "a"),
+        (".*", ".a"),
+    ] {
+        assert!(matches(pattern, name), "{pattern} {name}");
+    }
+    for (pattern, name) in [
+        ("*", ".a"),
+        ("*.csv", "a.txt"),
+        ("a*b*c", "ac"),
+        ("ab*ba", "aba"),
+        ("a", "ab"),
+    ] {
+        assert!(!matches(pattern, name), "{pattern} {name}");
+    }
+}

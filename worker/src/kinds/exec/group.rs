@@ -3,7 +3,7 @@
 //! A process that makes a session of its own (a daemon) is no longer in the group, but still has
 //! the mark in its environment that it was started with; both are looked for.
 
-use std::{fs, process::Stdio, time::Duration};
+use std::{fs, path::Path, process::Stdio, time::Duration};
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tokio::{
@@ -13,8 +13,9 @@ use tokio::{
 
 use crate::stage::StageError;
 
-/// The environment variable that marks every process of an attempt.
-pub(super) const MARK: &str = "EMBERLINE_ATTEMPT";
+/// The environment variable that marks every process of an attempt: its value is a path in the
+/// attempt's own directory, which no other attempt of any worker on this machine has.
+pub(super) const MARK: &str = "EMBERLINE_RESULTS";
 /// How long a group is killed again and again: one that forks may be a step ahead.
 const KILL_FOR: Duration = Duration::from_secs(5);
 
@@ -29,7 +30,7 @@ pub(super) struct Guard(Child);
 
 impl Group {
     /// Of a command that was started in a group of its own.
-    pub fn of(child: &Child, attempt: &str) -> Result<Self, StageError> {
+    pub fn of(child: &Child, results: &Path) -> Result<Self, StageError> {
         let id = child
             .id()
             .and_then(|id| i32::try_from(id).ok())
@@ -37,7 +38,12 @@ impl Group {
             .ok_or_else(|| StageError::system("the command has no process id"))?;
         Ok(Self {
             id,
-            mark: format!("{MARK}={attempt}").into_bytes(),
+            mark: [
+                MARK.as_bytes(),
+                b"=",
+                results.as_os_str().as_encoded_bytes(),
+            ]
+            .concat(),
         })
     }
 

@@ -7,6 +7,9 @@
 mod group;
 mod output;
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::BTreeMap,
     ffi::OsString,
@@ -58,7 +61,9 @@ impl Stage for Exec {
         let spec: ExecSpec = ctx.spec()?;
         let place = Place::make(ctx)?;
         let mut command = place.command(ctx, &spec)?;
-        let (ended, tail) = ctx.runtime.block_on(watch(ctx, &spec, &mut command))?;
+        let (ended, tail) = ctx
+            .runtime
+            .block_on(watch(ctx, &spec, &place, &mut command))?;
         ended.check(&spec, &tail)?;
         let mut artifacts = Vec::with_capacity(ctx.outputs.len());
         for (name, artifact_type) in ctx.outputs.iter().cloned() {
@@ -149,9 +154,12 @@ impl Place {
         let mut out: BTreeMap<String, OsString> = BTreeMap::new();
         out.insert("EMBERLINE_RUN".into(), ctx.attempt.run.as_str().into());
         out.insert("EMBERLINE_TASK".into(), ctx.attempt.task.as_str().into());
-        out.insert(group::MARK.into(), ctx.attempt.to_string().into());
+        out.insert(
+            "EMBERLINE_ATTEMPT".into(),
+            ctx.attempt.attempt.to_string().into(),
+        );
         out.insert("EMBERLINE_PIPELINE".into(), ctx.pipeline.as_str().into());
-        out.insert("EMBERLINE_RESULTS".into(), self.results.clone().into());
+        out.insert(group::MARK.into(), self.results.clone().into());
         if !ctx.traceparent.is_empty() {
             out.insert("TRACEPARENT".into(), ctx.traceparent.clone().into());
         }
@@ -287,6 +295,7 @@ impl Ended {
 async fn watch(
     ctx: &StageContext,
     spec: &ExecSpec,
+    place: &Place,
     command: &mut Command,
 ) -> Result<(Ended, String), StageError> {
     ctx.check_cancelled()?;
@@ -300,7 +309,7 @@ async fn watch(
         };
         StageError::user(format!("cannot start `{name}`: {why}"))
     })?;
-    let group = Group::of(&child, &ctx.attempt.to_string())?;
+    let group = Group::of(&child, &place.results)?;
     let guard = group.guard().await;
     let capture = Capture::new(ctx.sink.clone(), spec.max_log.0);
     let mut readers = tokio::task::JoinSet::new();
