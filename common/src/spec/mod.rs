@@ -9,6 +9,7 @@ pub mod condition;
 pub mod expand;
 pub mod kinds;
 pub mod parse;
+pub mod reference;
 pub mod schema;
 pub mod semantics;
 pub mod signature;
