@@ -1,1 +1,29 @@
-fn main() {}
+//! `emberline`: the one binary. It parses the command line, finds or starts a cluster, and leaves
+//! with an exit code that says what happened; everything else is in the other crates.
+
+mod args;
+mod client;
+mod commands;
+mod embedded;
+mod exit;
+mod output;
+mod progress;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::{args::Arguments, exit::Exit};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    output::init_tracing(arguments.verbose);
+    // One provider for every TLS connection of the process; a second installation changes nothing.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let outcome = match runtime {
+        Ok(runtime) => runtime.block_on(commands::dispatch(arguments)),
+        Err(e) => Err(Exit::cluster(format!("cannot start the async runtime: {e}")).into()),
+    };
+    exit::leave(outcome)
+}

@@ -22,7 +22,7 @@ pub fn reference_markdown() -> String {
     let root = pipeline_schema();
     out.push_str("\n## Pipeline\n");
     describe(&mut out, &root);
-    fields(&mut out, &root, &root);
+    fields(&mut out, &root);
     for name in [
         "StageSpec",
         "ResourceSpec",
@@ -31,7 +31,7 @@ pub fn reference_markdown() -> String {
         "ArtifactType",
     ] {
         if let Some(definition) = root.get("$defs").and_then(|d| d.get(name)) {
-            section(&mut out, "##", name, definition, &root);
+            section(&mut out, "##", name, definition);
         }
     }
     for kind in BuiltinKind::ALL {
@@ -39,7 +39,7 @@ pub fn reference_markdown() -> String {
         let _ = write!(out, "\n## Kind `{}`\n", kind.as_str());
         describe(&mut out, &schema);
         inputs_and_outputs(&mut out, kind);
-        fields(&mut out, &schema, &schema);
+        fields(&mut out, &schema);
         let mut definitions: Vec<_> = schema
             .get("$defs")
             .and_then(Value::as_object)
@@ -51,21 +51,21 @@ pub fn reference_markdown() -> String {
             .into_iter()
             .filter(|(name, _)| *name != "Sha256")
         {
-            section(&mut out, "###", name, definition, &schema);
+            section(&mut out, "###", name, definition);
         }
     }
     out
 }
 
-fn section(out: &mut String, level: &str, name: &str, definition: &Value, root: &Value) {
+fn section(out: &mut String, level: &str, name: &str, definition: &Value) {
     let _ = write!(
         out,
         "\n{level} {}\n",
         name.strip_suffix("Spec").unwrap_or(name)
     );
     describe(out, definition);
-    fields(out, definition, root);
-    variants(out, definition, root);
+    fields(out, definition);
+    variants(out, definition);
 }
 
 fn describe(out: &mut String, schema: &Value) {
@@ -132,7 +132,7 @@ fn inputs_and_outputs(out: &mut String, kind: BuiltinKind) {
     );
 }
 
-fn fields(out: &mut String, schema: &Value, root: &Value) {
+fn fields(out: &mut String, schema: &Value) {
     let Some(fields) = schema.get("properties").and_then(Value::as_object) else {
         return;
     };
@@ -161,15 +161,12 @@ fn fields(out: &mut String, schema: &Value, root: &Value) {
             .and_then(Value::as_str)
             .unwrap_or_default();
         let range = range(field);
-        let row = format!(
-            "`{name}` | {}{range} | {default} | {text}",
-            type_of(field, root)
-        );
+        let row = format!("`{name}` | {}{range} | {default} | {text}", type_of(field));
         let _ = writeln!(out, "| {} |", row.replace('\n', " "));
     }
 }
 
-fn variants(out: &mut String, schema: &Value, root: &Value) {
+fn variants(out: &mut String, schema: &Value) {
     let branches = ["oneOf", "anyOf"]
         .iter()
         .find_map(|u| schema.get(*u).and_then(Value::as_array));
@@ -190,14 +187,14 @@ fn variants(out: &mut String, schema: &Value, root: &Value) {
             let _ = writeln!(out, "\n- `{name}`: {text}");
         } else if let Some((tag, name)) = tag {
             let _ = write!(out, "\n**`{tag}: {name}`**: {text}\n");
-            fields(out, branch, root);
+            fields(out, branch);
         } else {
-            let _ = writeln!(out, "\n- {}: {text}", type_of(branch, root));
+            let _ = writeln!(out, "\n- {}: {text}", type_of(branch));
         }
     }
 }
 
-fn type_of(schema: &Value, root: &Value) -> String {
+fn type_of(schema: &Value) -> String {
     if let Some(name) = schema.get("$ref").and_then(Value::as_str) {
         let name = name.rsplit('/').next().unwrap_or_default();
         if name == "Sha256" {
@@ -210,7 +207,7 @@ fn type_of(schema: &Value, root: &Value) -> String {
         let types: Vec<String> = branches
             .iter()
             .filter(|b| b.get("type").and_then(Value::as_str) != Some("null"))
-            .map(|b| type_of(b, root))
+            .map(|b| type_of(b))
             .collect();
         return types.join(" or ");
     }
@@ -224,11 +221,11 @@ fn type_of(schema: &Value, root: &Value) -> String {
     let one = |name: &str| match name {
         "string" => "text".to_owned(),
         "array" => match schema.get("items") {
-            Some(items) if items.is_object() => format!("list of {}", type_of(items, root)),
+            Some(items) if items.is_object() => format!("list of {}", type_of(items)),
             _ => "list".to_owned(),
         },
         "object" => match schema.get("additionalProperties") {
-            Some(values) if values.is_object() => format!("map to {}", type_of(values, root)),
+            Some(values) if values.is_object() => format!("map to {}", type_of(values)),
             _ => "map".to_owned(),
         },
         other => other.to_owned(),
