@@ -1,4 +1,19 @@
 //! The coordinator: decides what runs where, keeps the state, serves the API.
+//!
+//! [`Coordinator`] is one coordinator in this process. Inside, `services` translate, [`runtime`]
+//! orders, [`engine`] decides; [`store`] keeps the state. Nothing is told to anyone before it is
+//! durable.
 
+pub mod archive;
+mod coordinator;
 pub mod engine;
+pub mod gc;
+mod holds;
+mod lookup;
+mod run_id;
+pub mod runtime;
+mod services;
 pub mod store;
+mod tasks;
+
+pub use coordinator::{Coordinator, CoordinatorConfig, CoordinatorError};

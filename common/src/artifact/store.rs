@@ -32,6 +32,9 @@ pub(super) const PART_BYTES: usize = 8 << 20;
 /// Ranged reads or uploaded parts under way at once, for one object.
 pub(super) const PARTS_AT_ONCE: usize = 4;
 
+/// An object that was stored longer ago is stored again by a put, to count as young.
+const REFRESH_AFTER: Duration = Duration::from_hours(1);
+
 /// A content-addressed store. Cheap to clone.
 #[derive(Clone)]
 pub struct ArtifactStore {
@@ -128,9 +131,16 @@ impl ArtifactStore {
     }
 
     /// Whether the right bytes are stored under the digest. They are read: so the next put of the
-    /// same bytes heals an object that was damaged. Any doubt is a no, since a put is always right.
+    /// same bytes heals an object that was damaged. An old object is a no too: the put makes it
+    /// young, so that the collector, which keeps what is young, leaves it to whoever is about to
+    /// refer to it. Any doubt is a no, since a put is always right.
     async fn has_whole(&self, digest: &Digest, bytes: u64) -> bool {
-        if !matches!(self.has(digest, bytes).await, Ok(true)) {
+        let Ok(meta) = self.store.head(&Self::key(digest)).await else {
+            return false;
+        };
+        let now = crate::time::Timestamp::now().0 / 1_000_000;
+        let stored = u64::try_from(meta.last_modified.timestamp()).unwrap_or(0);
+        if meta.size != bytes || now.saturating_sub(stored) > REFRESH_AFTER.as_secs() {
             return false;
         }
         let mut pieces = std::pin::pin!(self.read(digest));

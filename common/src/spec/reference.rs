@@ -207,7 +207,7 @@ fn type_of(schema: &Value) -> String {
         let types: Vec<String> = branches
             .iter()
             .filter(|b| b.get("type").and_then(Value::as_str) != Some("null"))
-            .map(|b| type_of(b))
+            .map(type_of)
             .collect();
         return types.join(" or ");
     }

@@ -327,7 +327,7 @@ pub enum Refusal {
     #[error("there is no live run `{0}`")]
     NoSuchRun(RunId),
     /// The run's state does not allow it.
-    #[error("run `{run}` has {state}: {hint}")]
+    #[error("run `{run}` is {state}: {hint}")]
     WrongState {
         /// The run.
         run: RunId,

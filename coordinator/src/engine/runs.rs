@@ -167,10 +167,13 @@ impl Engine {
 
     pub(super) fn cancel(&mut self, id: &RunId, why: &str) -> Result<Outcome, Refusal> {
         let Some(run) = self.live(id) else {
-            return Err(match self.ended.get(id) {
-                None => Refusal::NoSuchRun(id.clone()),
-                Some(ended) => wrong_state(id, ended.summary.state),
-            });
+            return match self.ended.get(id) {
+                None => Err(Refusal::NoSuchRun(id.clone())),
+                Some(ended) if ended.summary.state == RunState::Cancelled => {
+                    Ok(Outcome::Run(Box::new(ended.summary.clone())))
+                }
+                Some(ended) => Err(wrong_state(id, ended.summary.state)),
+            };
         };
         if let Some(ended) = &run.record.ended {
             if ended.state != RunState::Cancelled {

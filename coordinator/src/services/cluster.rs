@@ -1,0 +1,62 @@
+//! How the cluster is.
+
+use std::sync::Arc;
+
+use emberline_proto::v1::{
+    GetClusterStatusRequest, GetClusterStatusResponse, WorkerState, WorkerView,
+    cluster_service_server::ClusterService,
+};
+use tonic::{Request, Response, Status};
+
+use super::{Context, in_time, status};
+use crate::engine::api::WorkerStatus;
+
+pub(crate) struct Cluster(pub(crate) Arc<Context>);
+
+fn worker(worker: WorkerStatus) -> WorkerView {
+    let state = if worker.suspect_since.is_some() {
+        WorkerState::Suspect
+    } else if worker.draining {
+        WorkerState::Draining
+    } else {
+        WorkerState::Connected
+    };
+    WorkerView {
+        worker: worker.worker.to_string(),
+        state: state.into(),
+        total: Some(worker.total.into()),
+        free: Some(worker.free.into()),
+        labels: worker.labels.into_iter().collect(),
+        kinds: worker.kinds.iter().map(ToString::to_string).collect(),
+        running: u32::try_from(worker.running).unwrap_or(u32::MAX),
+        version: worker.version,
+    }
+}
+
+#[tonic::async_trait]
+impl ClusterService for Cluster {
+    async fn get_cluster_status(
+        &self,
+        _request: Request<GetClusterStatusRequest>,
+    ) -> Result<Response<GetClusterStatusResponse>, Status> {
+        in_time("the answer", async {
+            let runtime = &self.0.runtime;
+            let seen = runtime.read(|engine| (engine.workers(), engine.queue_stats()));
+            let (workers, queue) = seen.await.map_err(status::from_runtime)?;
+            let counts = runtime.counts();
+            Ok(GetClusterStatusResponse {
+                leader: self.0.address.clone(),
+                epoch: runtime.epoch().0,
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                leader_since: Some(self.0.leader_since.into()),
+                workers: workers.into_iter().map(worker).collect(),
+                live_runs: u32::try_from(queue.live_runs).unwrap_or(u32::MAX),
+                queued_tasks: queue.queued_tasks as u64,
+                running_attempts: queue.running_attempts as u64,
+                commits: counts.commits,
+                records: counts.records,
+            })
+        })
+        .await
+    }
+}

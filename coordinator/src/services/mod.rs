@@ -1,0 +1,64 @@
+//! The gRPC services. Handlers translate and delegate: the engine decides, the runtime orders.
+//!
+//! Wire types are turned into domain types here, and never go further in. Each service has a file;
+//! [`status`] makes every error, [`serve`](server) sets the limits of a connection.
+
+pub(crate) mod artifacts;
+pub(crate) mod cluster;
+mod connections;
+mod logs;
+pub(crate) mod models;
+pub(crate) mod runs;
+pub(crate) mod server;
+pub mod status;
+mod submit;
+mod translate;
+pub(crate) mod workers;
+
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+
+use emberline_common::{artifact::ArtifactStore, time::Timestamp};
+use futures::Stream;
+use tonic::Status;
+
+use crate::{
+    gc::Collector,
+    holds::Holds,
+    lookup::Lookup,
+    run_id::RunIds,
+    runtime::{Runtime, clock::Clock},
+    tasks::Tasks,
+};
+
+/// How long an answer may take that is not a stream.
+const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+
+/// A stream of answers.
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send + 'static>>;
+
+/// What the services work with.
+pub(crate) struct Context {
+    pub(crate) runtime: Runtime,
+    pub(crate) lookup: Lookup,
+    pub(crate) artifacts: ArtifactStore,
+    pub(crate) holds: Holds,
+    pub(crate) collector: Collector,
+    pub(crate) tasks: Tasks,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) run_ids: RunIds,
+    /// Where this leader serves.
+    pub(crate) address: String,
+    pub(crate) leader_since: Timestamp,
+    pub(crate) heartbeat_interval: Duration,
+}
+
+/// Ends a call that takes too long.
+async fn in_time<T>(
+    what: &str,
+    call: impl Future<Output = Result<T, Status>> + Send,
+) -> Result<tonic::Response<T>, Status> {
+    tokio::time::timeout(ANSWER_WITHIN, call)
+        .await
+        .map_err(|_| status::timed_out(what))?
+        .map(tonic::Response::new)
+}
