@@ -9,21 +9,25 @@
 //! file, line and column.
 
 mod convert;
+pub mod drift;
 pub mod read;
+mod rules;
 mod scalar;
 pub mod schema;
 mod split;
 mod sql;
 pub mod table;
+mod validate;
 pub mod write;
 
 use std::sync::Arc;
 
 pub use convert::Convert;
 use emberline_worker::stage::Stage;
+pub use validate::Validate;
 
 /// The stage kinds of this crate.
 #[must_use]
 pub fn stages() -> Vec<Arc<dyn Stage>> {
-    vec![Arc::new(Convert)]
+    vec![Arc::new(Convert), Arc::new(Validate)]
 }
