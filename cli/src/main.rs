@@ -20,7 +20,9 @@ fn main() -> ExitCode {
     output::init_tracing(arguments.verbose);
     // One provider for every TLS connection of the process; a second installation changes nothing.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
     let outcome = match runtime {
         Ok(runtime) => runtime.block_on(commands::dispatch(arguments)),
         Err(e) => Err(Exit::cluster(format!("cannot start the async runtime: {e}")).into()),

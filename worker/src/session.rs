@@ -54,8 +54,7 @@ impl Session {
         let mut artifacts = self.config.artifacts.clone();
         let mut backoff = FIRST_BACKOFF;
         let mut alone_since = Instant::now();
-        let mut leaders = self.endpoints.iter().cycle();
-        while let Some(endpoint) = leaders.next() {
+        for endpoint in self.endpoints.iter().cycle() {
             let ended = tokio::select! {
                 ended = self.one(endpoint, &mut artifacts) => ended,
                 () = self.cancel.cancelled() => return,

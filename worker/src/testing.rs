@@ -170,7 +170,6 @@ impl TestContext {
     }
 
     /// To ask it to stop from another thread.
-    #[must_use]
     pub fn stop_handle(&self) -> impl Fn(StopReason) + Send + Sync + 'static {
         let stop = self.stop.clone();
         move |reason| {

@@ -425,17 +425,18 @@ impl Engine {
             record.reported = id.attempt;
             record.timing = report.timing;
         }
-        let outcome = report.outcome.and_then(|success| {
-            let taken = self.commit(at, &success);
-            taken
-                .map(|()| success)
-                .map_err(|what| super::api::AttemptFailure {
+        let outcome = match report.outcome {
+            Ok(success) => match self.commit(at, &success) {
+                Ok(()) => Ok(success),
+                Err(what) => Err(super::api::AttemptFailure {
                     failure: Failure::new(Reason::UserError, what),
                     bad_manifest: None,
                     outputs: Vec::new(),
                     results: Results::new(),
-                })
-        });
+                }),
+            },
+            failed => failed,
+        };
         match outcome {
             Ok(success) => {
                 if let Some(worker) = self.fleet.workers.get_mut(&worker) {

@@ -1,1 +1,7 @@
 //! placeholder
+
+/// None yet.
+#[must_use]
+pub fn stages() -> Vec<std::sync::Arc<dyn emberline_worker::stage::Stage>> {
+    Vec::new()
+}

@@ -1,0 +1,293 @@
+//! The command line, as clap reads it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+/// A lightweight MLOps engine: from raw data to a trained, checked, registered model.
+#[derive(Debug, Parser)]
+#[command(
+    name = "emberline",
+    version,
+    propagate_version = true,
+    max_term_width = 100,
+    after_help = "\
+Exit codes: 0 success · 1 the run failed or was cancelled · 2 wrong input · 3 no cluster · 130 interrupted"
+)]
+pub struct Arguments {
+    /// Which cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArguments,
+    /// Log more to standard error (`-v`, `-vv`); `RUST_LOG` gives full control.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Print nothing but errors and what was asked for.
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// How to print.
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Text)]
+    pub output: Format,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Which cluster.
+#[derive(Debug, Clone, Args)]
+pub struct ClusterArguments {
+    /// The coordinator's address, e.g. `http://127.0.0.1:7420`. Without it, the embedded cluster of the state directory is used, and started if it does not run.
+    #[arg(long, global = true, env = "EMBERLINE_SERVER")]
+    pub server: Option<String>,
+    /// Where the embedded cluster keeps its state.
+    #[arg(
+        long,
+        global = true,
+        env = "EMBERLINE_STATE_DIR",
+        default_value = ".emberline"
+    )]
+    pub state_dir: PathBuf,
+}
+
+/// How to print.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a pipeline and follow it to its end.
+    Run(RunArguments),
+    /// Check a pipeline file; every mistake is told at once.
+    Validate {
+        /// The pipeline file.
+        file: PathBuf,
+        /// A parameter's value; may be given several times.
+        #[arg(short, long = "param", value_name = "NAME=VALUE")]
+        params: Vec<String>,
+    },
+    /// Say what a run would execute now, what it would reuse, and why.
+    Plan(SubmitArguments),
+    /// List, show, follow, stop and repeat runs.
+    #[command(subcommand)]
+    Runs(RunsCommand),
+    /// List, fetch and collect artifacts.
+    #[command(subcommand)]
+    Artifacts(ArtifactsCommand),
+    /// List and show registered models.
+    #[command(subcommand)]
+    Models(ModelsCommand),
+    /// Show the cluster's leader, workers and queue.
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
+    /// Start the embedded cluster and keep it up until Ctrl-C.
+    Dev {
+        /// The address to serve on; loopback only.
+        #[arg(long, default_value = "127.0.0.1:7420")]
+        listen: String,
+        /// Workers to start.
+        #[arg(long, default_value_t = 2)]
+        workers: u32,
+    },
+    /// Write a starter pipeline that runs as it is.
+    Init {
+        /// The directory to write to.
+        #[arg(default_value = ".")]
+        directory: PathBuf,
+        /// What to start with.
+        #[arg(long, value_enum, default_value_t = Template::Tabular)]
+        template: Template,
+    },
+    /// Measure this machine: dispatch, throughput, start-up, memory, artifacts.
+    Bench(BenchArguments),
+    /// Print the JSON Schema of the pipeline file.
+    Schema,
+    /// Print the pipeline reference as Markdown.
+    Reference,
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+}
+
+/// What to submit.
+#[derive(Debug, Args)]
+pub struct SubmitArguments {
+    /// The pipeline file.
+    pub file: PathBuf,
+    /// A parameter's value; may be given several times.
+    #[arg(short, long = "param", value_name = "NAME=VALUE")]
+    pub params: Vec<String>,
+    /// Reuse nothing: every stage runs.
+    #[arg(long)]
+    pub no_cache: bool,
+    /// Override the pipeline's priority.
+    #[arg(long, allow_hyphen_values = true)]
+    pub priority: Option<i32>,
+}
+
+/// What to run.
+#[derive(Debug, Args)]
+pub struct RunArguments {
+    /// What to submit.
+    #[command(flatten)]
+    pub submit: SubmitArguments,
+    /// Follow this run, which an earlier process began, instead of submitting a new one.
+    #[arg(long, value_name = "RUN")]
+    pub resume: Option<String>,
+    /// Submit and leave; needs a cluster that stays up (`emberline dev` or `--server`).
+    #[arg(long, conflicts_with = "resume")]
+    pub detach: bool,
+    /// Workers of the embedded cluster.
+    #[arg(long, default_value_t = 2)]
+    pub workers: u32,
+}
+
+/// What to do with runs.
+#[derive(Debug, Subcommand)]
+pub enum RunsCommand {
+    /// List runs, newest first.
+    List {
+        /// Only runs of this pipeline.
+        #[arg(long)]
+        pipeline: Option<String>,
+        /// At most this many.
+        #[arg(long, default_value_t = 20)]
+        limit: u32,
+    },
+    /// Show a run with its tasks.
+    Show {
+        /// The run's id, or the beginning of it.
+        run: String,
+    },
+    /// Follow a run to its end.
+    Watch {
+        /// The run's id, or the beginning of it.
+        run: String,
+    },
+    /// Ask a run to stop.
+    Cancel {
+        /// The run's id, or the beginning of it.
+        run: String,
+        /// Why, for the record.
+        #[arg(long, default_value = "asked for by a person")]
+        why: String,
+    },
+    /// Start an unsuccessful run again from its tasks that did not succeed, and follow it.
+    Retry {
+        /// The run's id, or the beginning of it.
+        run: String,
+    },
+    /// Print the log of a run.
+    Logs {
+        /// The run's id, or the beginning of it.
+        run: String,
+        /// Only this task.
+        #[arg(long)]
+        task: Option<String>,
+        /// Only this attempt; by default the last.
+        #[arg(long, default_value_t = 0)]
+        attempt: u32,
+        /// Go on until the run has ended.
+        #[arg(short, long)]
+        follow: bool,
+        /// Print the metrics' points instead.
+        #[arg(long)]
+        metrics: bool,
+    },
+}
+
+/// What to do with artifacts.
+#[derive(Debug, Subcommand)]
+pub enum ArtifactsCommand {
+    /// List the artifacts of a run, or the files of one artifact.
+    Ls {
+        /// A run, `RUN/TASK/OUTPUT`, or a manifest's SHA-256.
+        what: String,
+    },
+    /// Fetch an artifact into a directory.
+    Get {
+        /// `RUN/TASK/OUTPUT`, or a manifest's SHA-256.
+        artifact: String,
+        /// The directory to make.
+        #[arg(default_value = ".")]
+        directory: PathBuf,
+    },
+    /// Remove what no run, cache entry or model refers to.
+    Gc {
+        /// Only say what would be removed.
+        #[arg(long)]
+        dry_run: bool,
+        /// Keep what is younger, e.g. `24h`.
+        #[arg(long, default_value = "24h")]
+        min_age: String,
+        /// Also forget ended runs (their logs and cache entries) that are older, e.g. `30d`.
+        #[arg(long)]
+        forget_older_than: Option<String>,
+    },
+}
+
+/// What to do with models.
+#[derive(Debug, Subcommand)]
+pub enum ModelsCommand {
+    /// List models with their aliases.
+    List,
+    /// Show a model with its versions.
+    Show {
+        /// The model's name.
+        model: String,
+    },
+}
+
+/// What to do with the cluster.
+#[derive(Debug, Subcommand)]
+pub enum ClusterCommand {
+    /// Show leader, workers and queue.
+    Status,
+}
+
+/// A starter pipeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Template {
+    /// A table: collect, convert, validate, train, evaluate, deploy, report.
+    Tabular,
+    /// Commands of your own.
+    Exec,
+}
+
+/// What to measure.
+#[derive(Debug, Args)]
+pub struct BenchArguments {
+    /// What to measure; everything if not given.
+    #[arg(value_enum)]
+    pub what: Vec<BenchKind>,
+    /// Rounds of each; the median is printed.
+    #[arg(long, default_value_t = 3)]
+    pub rounds: u32,
+    /// Workers of the embedded cluster.
+    #[arg(long, default_value_t = 2)]
+    pub workers: u32,
+}
+
+/// One measurement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BenchKind {
+    /// Time from nothing to the first worker being ready.
+    Startup,
+    /// Memory of an idle cluster.
+    Memory,
+    /// Time of one hop in a chain of 1,000 tasks that do nothing.
+    Chain,
+    /// Tasks that do nothing in a second: 10,000 independent ones.
+    Throughput,
+    /// Tasks in a second: one, then 10,000, then one.
+    Fan,
+    /// Artifact bytes in and out in a second.
+    Artifacts,
+}

@@ -1,0 +1,90 @@
+//! `cluster status`: leader, workers, queue.
+
+use emberline_proto::v1::{GetClusterStatusRequest, WorkerState};
+use serde_json::json;
+
+use super::runs::time;
+use crate::{
+    args::{ClusterArguments, ClusterCommand, Format},
+    client::Cluster,
+    output::{self, clean},
+};
+
+/// Shows it.
+pub async fn cluster(
+    arguments: &ClusterArguments,
+    command: &ClusterCommand,
+    format: Format,
+) -> anyhow::Result<()> {
+    let ClusterCommand::Status = command;
+    let cluster = Cluster::connect(arguments, 0).await?;
+    let outcome = status(&cluster, format).await;
+    let closed = cluster.close().await;
+    outcome.and(closed)
+}
+
+async fn status(cluster: &Cluster, format: Format) -> anyhow::Result<()> {
+    let status = cluster
+        .status()
+        .get_cluster_status(GetClusterStatusRequest {})
+        .await?
+        .into_inner();
+    let state = |s| match s {
+        WorkerState::Unspecified => "unknown",
+        WorkerState::Connected => "connected",
+        WorkerState::Suspect => "suspect",
+        WorkerState::Draining => "draining",
+    };
+    if format == Format::Json {
+        let workers = status.workers.iter().map(|w| {
+            json!({"worker": w.worker, "state": state(w.state()), "running": w.running, "kinds": w.kinds, "labels": w.labels, "version": w.version})
+        });
+        return output::json(&json!({
+            "leader": status.leader, "epoch": status.epoch, "version": status.version,
+            "leader_since": status.leader_since.as_ref().map(time),
+            "workers": workers.collect::<Vec<_>>(),
+            "live_runs": status.live_runs, "queued_tasks": status.queued_tasks,
+            "running_attempts": status.running_attempts,
+            "commits": status.commits, "records": status.records,
+        }));
+    }
+    output::line(format!(
+        "leader    {} (term {}, version {})",
+        clean(&status.leader),
+        status.epoch,
+        clean(&status.version)
+    ))?;
+    output::line(format!(
+        "live      {} runs, {} queued tasks, {} running attempts",
+        status.live_runs, status.queued_tasks, status.running_attempts
+    ))?;
+    output::line(format!(
+        "state     {} commits, {} records written",
+        status.commits, status.records
+    ))?;
+    let rows: Vec<Vec<String>> = status
+        .workers
+        .iter()
+        .map(|w| {
+            let (total, free) = (w.total.unwrap_or_default(), w.free.unwrap_or_default());
+            vec![
+                w.worker.clone(),
+                state(w.state()).to_owned(),
+                w.running.to_string(),
+                format!(
+                    "{}/{}",
+                    f64::from(free.cpu_millis) / 1000.0,
+                    f64::from(total.cpu_millis) / 1000.0
+                ),
+                format!("{}/{}", free.gpus, total.gpus),
+                w.kinds.join(","),
+            ]
+        })
+        .collect();
+    Ok(output::table(
+        &[
+            "WORKER", "STATE", "RUNNING", "FREE CPU", "FREE GPU", "KINDS",
+        ],
+        &rows,
+    )?)
+}

@@ -1,0 +1,54 @@
+//! One file for each group of commands.
+
+mod artifacts;
+mod bench;
+mod cluster;
+mod dev;
+mod init;
+mod models;
+mod run;
+mod runs;
+mod submission;
+mod validate;
+
+use clap::CommandFactory as _;
+
+use crate::{
+    args::{Arguments, Command},
+    output,
+};
+
+/// Does what the command line says.
+pub async fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
+    let Arguments {
+        cluster,
+        quiet,
+        output: format,
+        command,
+        ..
+    } = arguments;
+    match command {
+        Command::Run(run) => run::run(&cluster, &run, quiet, format).await,
+        Command::Validate { file, params } => validate::validate(&file, &params, quiet, format),
+        Command::Plan(submit) => validate::plan(&cluster, &submit, format).await,
+        Command::Runs(command) => runs::runs(&cluster, command, quiet, format).await,
+        Command::Artifacts(command) => artifacts::artifacts(&cluster, command, quiet, format).await,
+        Command::Models(command) => models::models(&cluster, command, format).await,
+        Command::Cluster(command) => cluster::cluster(&cluster, &command, format).await,
+        Command::Dev { listen, workers } => dev::dev(&cluster, &listen, workers, quiet).await,
+        Command::Init {
+            directory,
+            template,
+        } => init::init(&directory, template, quiet),
+        Command::Bench(what) => bench::bench(&what, format).await,
+        Command::Schema => output::json(&emberline_common::spec::schema::json_schema()),
+        Command::Reference => Ok(output::line(
+            emberline_common::spec::reference::reference_markdown().trim_end(),
+        )?),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "emberline", &mut script);
+            Ok(output::line(String::from_utf8_lossy(&script).trim_end())?)
+        }
+    }
+}

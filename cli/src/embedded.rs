@@ -1,0 +1,226 @@
+//! The embedded cluster: a coordinator and workers in this process, talking real gRPC over loopback,
+//! the state in one file, artifacts in a directory.
+//!
+//! One process at a time holds a state directory; `cluster.json` in it says which, so that another
+//! process can be its client.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use emberline_common::{artifact::ArtifactStore, ids::WorkerName, resources::Resources};
+use emberline_coordinator::{
+    Coordinator, CoordinatorConfig,
+    engine::api::EngineConfig,
+    store::{StoreError, embedded::EmbeddedStore},
+};
+use emberline_worker::{RunningWorker, Worker, WorkerConfig, stage::Stage};
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
+use url::Url;
+
+use crate::exit::Exit;
+
+/// How long workers may take to be ready.
+const READY_WITHIN: Duration = Duration::from_secs(10);
+/// How long running attempts may take to stop when the cluster does.
+const STOP_WITHIN: Duration = Duration::from_secs(5);
+
+/// What `cluster.json` says.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ClusterFile {
+    /// The process.
+    pub pid: u32,
+    /// Where its coordinator serves.
+    pub address: SocketAddr,
+}
+
+impl ClusterFile {
+    fn path(state_dir: &Path) -> PathBuf {
+        state_dir.join("cluster.json")
+    }
+
+    /// The one in a state directory, if it is there and can be read.
+    pub fn read(state_dir: &Path) -> Option<Self> {
+        let text = std::fs::read_to_string(Self::path(state_dir)).ok()?;
+        serde_json::from_str(&text).ok()
+    }
+
+    fn write(&self, state_dir: &Path) -> anyhow::Result<()> {
+        let path = Self::path(state_dir);
+        let partial = path.with_extension("json.partial");
+        std::fs::write(&partial, serde_json::to_vec(self)?)
+            .and_then(|()| std::fs::rename(&partial, &path))
+            .with_context(|| format!("cannot write `{}`", path.display()))
+    }
+}
+
+/// Why it did not start.
+#[derive(Debug)]
+pub enum StartError {
+    /// Another process holds the state directory.
+    Held(String),
+    /// Anything else.
+    Failed(anyhow::Error),
+}
+
+impl<E: Into<anyhow::Error>> From<E> for StartError {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+/// A coordinator and workers in this process.
+pub struct EmbeddedCluster {
+    coordinator: Coordinator,
+    workers: Vec<RunningWorker>,
+    state_dir: PathBuf,
+}
+
+impl EmbeddedCluster {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// [`StartError::Held`] if another process has the state directory.
+    pub async fn start(
+        state_dir: &Path,
+        listen: SocketAddr,
+        workers: u32,
+    ) -> Result<Self, StartError> {
+        std::fs::create_dir_all(state_dir).with_context(|| {
+            format!("cannot make the state directory `{}`", state_dir.display())
+        })?;
+        let state_dir = state_dir
+            .canonicalize()
+            .context("cannot resolve the state directory")?;
+        let store = match EmbeddedStore::open(state_dir.join("state.redb")).await {
+            Ok(store) => store,
+            Err(e @ StoreError::Held { .. }) => return Err(StartError::Held(e.to_string())),
+            Err(e) => return Err(e.into()),
+        };
+        let objects = Url::from_directory_path(state_dir.join("objects"))
+            .map_err(|()| anyhow::anyhow!("`{}` is no absolute path", state_dir.display()))?;
+        let artifacts = ArtifactStore::open(objects.as_str())?;
+        let listener = TcpListener::bind(listen)
+            .await
+            .with_context(|| format!("cannot serve on {listen}"))?;
+        let config = CoordinatorConfig {
+            name: "embedded".to_owned(),
+            store: Arc::new(store),
+            artifacts: artifacts.clone(),
+            // Workers die with this process: nobody is left who could claim an attempt.
+            engine: EngineConfig {
+                adoption_window: Duration::ZERO,
+                ..EngineConfig::default()
+            },
+            heartbeat_interval: Duration::from_secs(1),
+        };
+        let coordinator = Coordinator::start(config, listener).await?;
+        let address = coordinator.address();
+        let mut cluster = Self {
+            coordinator,
+            workers: Vec::new(),
+            state_dir,
+        };
+        for number in 1..=workers {
+            let worker = cluster
+                .start_worker(number, workers, address, &artifacts)
+                .await?;
+            cluster.workers.push(worker);
+        }
+        cluster.workers_ready().await?;
+        ClusterFile {
+            pid: std::process::id(),
+            address,
+        }
+        .write(&cluster.state_dir)?;
+        Ok(cluster)
+    }
+
+    async fn start_worker(
+        &self,
+        number: u32,
+        of: u32,
+        address: SocketAddr,
+        artifacts: &ArtifactStore,
+    ) -> anyhow::Result<RunningWorker> {
+        let config = WorkerConfig {
+            name: WorkerName::new(format!("worker-{number}"))?,
+            leaders: vec![address.to_string()],
+            resources: share(emberline_worker::machine::resources(), of),
+            labels: BTreeMap::new(),
+            state_dir: self.state_dir.join("workers").join(number.to_string()),
+            artifacts: Some(artifacts.clone()),
+            ..WorkerConfig::default()
+        };
+        Ok(Worker::builder(config).stages(all_stages()).start().await?)
+    }
+
+    async fn workers_ready(&self) -> anyhow::Result<()> {
+        let ready = async {
+            for worker in &self.workers {
+                if worker
+                    .connected()
+                    .wait_for(|connected| *connected)
+                    .await
+                    .is_err()
+                {
+                    anyhow::bail!("a worker stopped before it was ready");
+                }
+            }
+            Ok(())
+        };
+        tokio::time::timeout(READY_WITHIN, ready)
+            .await
+            .with_context(|| format!("the workers are not ready after {READY_WITHIN:?}"))?
+    }
+
+    /// Where the coordinator serves.
+    pub fn address(&self) -> SocketAddr {
+        self.coordinator.address()
+    }
+
+    /// Resolves when the coordinator has stopped by itself, with why.
+    pub async fn stopped(&self) -> Exit {
+        match self.coordinator.stopped().await {
+            Ok(()) => Exit::cluster("the coordinator stopped"),
+            Err(e) => Exit::cluster(format!("the coordinator stopped: {e}")),
+        }
+    }
+
+    /// Stops everything in order: workers give back what they run, the coordinator resigns.
+    pub async fn shutdown(self) -> anyhow::Result<()> {
+        let path = ClusterFile::path(&self.state_dir);
+        if ClusterFile::read(&self.state_dir).is_some_and(|f| f.pid == std::process::id()) {
+            std::fs::remove_file(&path)
+                .with_context(|| format!("cannot remove `{}`", path.display()))?;
+        }
+        futures::future::join_all(self.workers.into_iter().map(|w| w.drain(STOP_WITHIN))).await;
+        self.coordinator.shutdown().await?;
+        Ok(())
+    }
+}
+
+/// Every stage kind that this binary has.
+pub fn all_stages() -> Vec<Arc<dyn Stage>> {
+    let mut stages = emberline_worker::builtin_stages();
+    stages.extend(emberline_data::stages());
+    stages.extend(emberline_train::stages());
+    stages.extend(emberline_report::stages());
+    stages
+}
+
+/// The part of the machine that one of `of` workers has; never less than one core.
+fn share(total: Resources, of: u32) -> Resources {
+    let of = of.max(1);
+    Resources {
+        cpu_millis: (total.cpu_millis / of).max(1000),
+        memory_bytes: total.memory_bytes / u64::from(of),
+        gpus: total.gpus,
+    }
+}

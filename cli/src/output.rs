@@ -1,0 +1,127 @@
+//! What people and programs read: tables, JSON, and texts of strangers made harmless.
+
+use std::{
+    io::{self, IsTerminal as _, Write as _},
+    time::Duration,
+};
+
+use serde::Serialize;
+use tracing_subscriber::EnvFilter;
+
+/// Logs go to standard error; quiet unless asked (`-v`, `-vv`, `RUST_LOG`).
+pub fn init_tracing(verbose: u8) {
+    let default = match verbose {
+        0 => "warn",
+        1 => "info,emberline=info",
+        _ => "info,emberline_coordinator=debug,emberline_worker=debug",
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(colours(io::stderr().is_terminal()))
+        .init();
+}
+
+/// Whether to colour: on a terminal, unless `NO_COLOR` is set.
+pub fn colours(terminal: bool) -> bool {
+    terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+}
+
+/// A text of somebody else, safe for a terminal and in one line: control characters are escaped.
+pub fn clean(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+/// Prints a line; an error where nobody reads any more.
+pub fn line(text: impl AsRef<str>) -> io::Result<()> {
+    writeln!(io::stdout().lock(), "{}", text.as_ref())
+}
+
+/// Prints a value as JSON.
+pub fn json<T: Serialize>(value: &T) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    serde_json::to_writer_pretty(&mut out, value)?;
+    writeln!(out)?;
+    Ok(())
+}
+
+/// Prints rows under a head, each column as wide as its widest cell.
+pub fn table(head: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
+    let cells: Vec<Vec<String>> = rows
+        .iter()
+        .map(|r| r.iter().map(|c| clean(c)).collect())
+        .collect();
+    let mut widths: Vec<usize> = head.iter().map(|h| h.chars().count()).collect();
+    for row in &cells {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut out = io::stdout().lock();
+    let mut print = |row: &[String]| {
+        let padded: Vec<String> = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:<width$}"))
+            .collect();
+        writeln!(out, "{}", padded.join("  ").trim_end())
+    };
+    print(&head.iter().map(|&h| h.to_owned()).collect::<Vec<_>>())?;
+    cells.iter().try_for_each(|row| print(row))
+}
+
+/// A length of time for people: `0.42s`, `12.3s`, `4m05s`, `2h03m`.
+pub fn duration(time: Duration) -> String {
+    let seconds = time.as_secs_f64();
+    match seconds {
+        s if s < 10.0 => format!("{s:.2}s"),
+        s if s < 100.0 => format!("{s:.1}s"),
+        s if s < 3600.0 => format!("{}m{:02}s", time.as_secs() / 60, time.as_secs() % 60),
+        _ => format!("{}h{:02}m", time.as_secs() / 3600, time.as_secs() / 60 % 60),
+    }
+}
+
+/// A number of bytes for people.
+#[allow(clippy::cast_precision_loss, reason = "shown with one digit")]
+pub fn bytes(count: u64) -> String {
+    let mut value = count as f64;
+    for unit in ["B", "KiB", "MiB", "GiB"] {
+        if value < 1024.0 {
+            return if unit == "B" {
+                format!("{count} B")
+            } else {
+                format!("{value:.1} {unit}")
+            };
+        }
+        value /= 1024.0;
+    }
+    format!("{value:.1} TiB")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_strangers_text_cannot_reach_the_terminal() {
+        assert_eq!(clean("a\x1b[31mb\nc\u{202e}"), "a\\u{1b}[31mb\\nc\\u{202e}");
+        assert_eq!(clean("ü → ok"), "ü → ok");
+    }
+
+    #[test]
+    fn times_and_sizes_are_short() {
+        assert_eq!(duration(Duration::from_millis(420)), "0.42s");
+        assert_eq!(duration(Duration::from_secs(245)), "4m05s");
+        assert_eq!(bytes(1536), "1.5 KiB");
+        assert_eq!(bytes(7), "7 B");
+    }
+}
