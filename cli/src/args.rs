@@ -273,6 +273,9 @@ pub struct BenchArguments {
     /// Workers of the embedded cluster.
     #[arg(long, default_value_t = 2)]
     pub workers: u32,
+    /// For `overhead`: the pipeline to run instead of the starter.
+    #[arg(long, value_name = "FILE")]
+    pub pipeline: Option<PathBuf>,
 }
 
 /// One measurement.
@@ -290,4 +293,6 @@ pub enum BenchKind {
     Fan,
     /// Artifact bytes in and out in a second.
     Artifacts,
+    /// What a pipeline takes beyond its stages' own time.
+    Overhead,
 }

@@ -402,11 +402,16 @@ impl From<&TaskView> for pb::TaskView {
                 .as_ref()
                 .map(ToString::to_string)
                 .unwrap_or_default(),
+            timing: Some(pb::AttemptTiming {
+                fetch_micros: task.timing.fetch_micros,
+                stage_micros: task.timing.stage_micros,
+                store_micros: task.timing.store_micros,
+            }),
         }
     }
 }
 
-/// A task of that run; where its time went does not travel.
+/// A task of that run.
 ///
 /// # Errors
 /// The first field that is wrong.
@@ -430,7 +435,13 @@ pub fn task_view(run: &crate::ids::RunId, message: pb::TaskView) -> Result<TaskV
         started_at: time("started_at", message.started_at)?,
         finished_at: time("finished_at", message.finished_at)?,
         cached_from: optional_id("cached_from_run", &message.cached_from_run)?,
-        timing: AttemptTiming::default(),
+        timing: message
+            .timing
+            .map_or_else(AttemptTiming::default, |t| AttemptTiming {
+                fetch_micros: t.fetch_micros,
+                stage_micros: t.stage_micros,
+                store_micros: t.store_micros,
+            }),
     })
 }
 
@@ -501,7 +512,11 @@ mod tests {
             started_at: Some(Timestamp(1_700_000_000_123_456)),
             finished_at: None,
             cached_from: Some("r0".parse().unwrap()),
-            timing: AttemptTiming::default(),
+            timing: AttemptTiming {
+                fetch_micros: 1,
+                stage_micros: 2,
+                store_micros: 3,
+            },
         }
     }
 

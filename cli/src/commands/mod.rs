@@ -40,7 +40,7 @@ pub async fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
             directory,
             template,
         } => init::init(&directory, template, quiet),
-        Command::Bench(what) => bench::bench(&what, format).await,
+        Command::Bench(what) => bench::bench(&cluster, &what, quiet, format).await,
         Command::Schema => output::json(&emberline_common::spec::schema::json_schema()),
         Command::Reference => Ok(output::line(
             emberline_common::spec::reference::reference_markdown().trim_end(),

@@ -382,6 +382,7 @@ pub fn run_json(run: &GetRunResponse) -> Value {
             "started_at": t.started_at.as_ref().map(time),
             "finished_at": t.finished_at.as_ref().map(time),
             "cached_from_run": t.cached_from_run,
+            "timing": t.timing.as_ref().map(|t| json!({"fetch_micros": t.fetch_micros, "stage_micros": t.stage_micros, "store_micros": t.store_micros})),
         })
     });
     value["tasks"] = tasks.collect();
