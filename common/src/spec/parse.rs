@@ -108,18 +108,14 @@ fn check_text(
     given: &Map<String, Value>,
     findings: &mut Vec<Finding>,
 ) -> Option<(PipelineSpec, Map<String, Value>)> {
-    let mut root = match yaml::parse(text) {
-        Ok(root) => root,
-        Err(problems) => {
-            findings.extend(problems.into_iter().map(|p| Finding {
-                at: p.at,
-                field: String::new(),
-                message: p.message,
-                suggestion: None,
-            }));
-            return None;
-        }
-    };
+    let document = yaml::parse(text);
+    findings.extend(document.problems.into_iter().map(|p| Finding {
+        at: p.at,
+        field: String::new(),
+        message: p.message,
+        suggestion: None,
+    }));
+    let mut root = document.root?;
     let params = final_params(&root, given, findings);
     if let NodeValue::Map(entries) = &mut root.value {
         for (key, _, value) in entries.iter_mut().filter(|(key, ..)| key != "params") {

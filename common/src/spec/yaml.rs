@@ -3,6 +3,8 @@
 //! Hostile files end here, cheaply: the size is looked at first, and aliases, anchors, merge keys and
 //! tags are refused, so that no text can grow beyond its own length.
 
+use std::collections::HashMap;
+
 use saphyr_parser::{Event, Marker, Parser, ScalarStyle};
 use serde_json::{Number, Value};
 
@@ -144,47 +146,66 @@ fn position(marker: Marker) -> Position {
     }
 }
 
-/// Reads one document.
-///
-/// # Errors
-/// Everything that is wrong; after a mistake of grammar nothing more can be read.
-pub fn parse(text: &str) -> Result<Node, Vec<YamlProblem>> {
+/// What a text has in it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Document {
+    /// Its value, unless something in it has none: a mistake of grammar, an alias, a bad number.
+    pub root: Option<Node>,
+    /// Everything that is wrong with the text itself.
+    pub problems: Vec<YamlProblem>,
+}
+
+/// Reads one document. After a mistake of grammar nothing more can be read.
+#[must_use]
+pub fn parse(text: &str) -> Document {
     let start = Position { line: 1, column: 1 };
     if text.len() > MAX_BYTES {
         let message = format!(
             "the file has {} bytes; at most {MAX_BYTES} are read",
             text.len()
         );
-        return Err(vec![YamlProblem { at: start, message }]);
+        let problems = vec![YamlProblem { at: start, message }];
+        return Document {
+            root: None,
+            problems,
+        };
     }
     let mut reader = Reader {
         parser: Parser::new_from_str(text),
         problems: Vec::new(),
+        has_gaps: false,
     };
-    let root = reader.document();
-    match root {
-        Ok(node) if reader.problems.is_empty() => Ok(node),
-        Ok(_) => Err(reader.problems),
+    let root = match reader.document() {
+        Ok(root) => Some(root),
         Err(problem) => {
             reader.problems.push(problem);
-            Err(reader.problems)
+            None
         }
+    };
+    Document {
+        root: root.filter(|_| !reader.has_gaps),
+        problems: reader.problems,
     }
 }
 
 struct Reader<'a> {
     parser: Parser<'a, saphyr_parser::StrInput<'a>>,
     problems: Vec<YamlProblem>,
+    /// Whether some value could not be read.
+    has_gaps: bool,
 }
 
 /// A collection that is being read.
 enum Open {
     List(Position, Vec<Node>),
-    Map(
-        Position,
-        Vec<(String, Position, Node)>,
-        Option<(String, Position)>,
-    ),
+    Map {
+        at: Position,
+        entries: Vec<(String, Position, Node)>,
+        /// The line of each key.
+        lines: HashMap<String, u32>,
+        /// The key whose value comes next.
+        key: Option<(String, Position)>,
+    },
 }
 
 impl Reader<'_> {
@@ -243,6 +264,7 @@ impl Reader<'_> {
                 }
                 Event::StreamEnd => break,
                 Event::Alias(_) => {
+                    self.has_gaps = true;
                     self.note(at, "aliases (`*name`) are not allowed: write the value out, or use a parameter");
                     Node {
                         at,
@@ -253,7 +275,10 @@ impl Reader<'_> {
                     let (text, tagged) = (text.into_owned(), tag.is_some());
                     let plain = matches!(style, ScalarStyle::Plain);
                     self.refuse_extras(at, anchor, tagged);
-                    if let Some(Open::Map(_, _, key @ None)) = open.last_mut() {
+                    if let Some(Open::Map {
+                        key: key @ None, ..
+                    }) = open.last_mut()
+                    {
                         *key = Some((text, at));
                         continue;
                     }
@@ -263,6 +288,7 @@ impl Reader<'_> {
                         Ok(Value::String(text))
                     };
                     let value = value.unwrap_or_else(|message| {
+                        self.has_gaps = true;
                         self.note(at, message);
                         Value::Null
                     });
@@ -282,7 +308,12 @@ impl Reader<'_> {
                     let tagged = tag.is_some();
                     self.refuse_extras(at, anchor, tagged);
                     Self::check_depth(&open, at)?;
-                    open.push(Open::Map(at, Vec::new(), None));
+                    open.push(Open::Map {
+                        at,
+                        entries: Vec::new(),
+                        lines: HashMap::new(),
+                        key: None,
+                    });
                     continue;
                 }
                 Event::SequenceEnd | Event::MappingEnd => match open.pop() {
@@ -290,7 +321,7 @@ impl Reader<'_> {
                         at,
                         value: NodeValue::List(items),
                     },
-                    Some(Open::Map(at, entries, _)) => Node {
+                    Some(Open::Map { at, entries, .. }) => Node {
                         at,
                         value: NodeValue::Map(entries),
                     },
@@ -300,33 +331,35 @@ impl Reader<'_> {
             match open.last_mut() {
                 None => root = Some(node),
                 Some(Open::List(_, items)) => items.push(node),
-                Some(Open::Map(_, _, None)) => {
+                Some(Open::Map { key: None, .. }) => {
                     let message = "a key must be a plain text".to_owned();
                     return Err(YamlProblem {
                         at: node.at,
                         message,
                     });
                 }
-                Some(Open::Map(_, entries, key)) => {
+                Some(Open::Map {
+                    entries,
+                    lines,
+                    key,
+                    ..
+                }) => {
                     let Some((key, key_at)) = key.take() else {
                         continue;
                     };
-                    let first = entries
-                        .iter()
-                        .find(|(k, ..)| *k == key)
-                        .map(|(_, at, _)| at.line);
                     if key == "<<" {
                         self.note(
                             key_at,
                             "merge keys (`<<`) are not allowed: write the fields out",
                         );
-                    } else if let Some(line) = first {
+                    } else if let Some(line) = lines.get(&key) {
                         let shown = key.escape_debug().to_string();
                         self.note(
                             key_at,
                             format!("`{shown}` stands twice: first in line {line}"),
                         );
                     } else {
+                        lines.insert(key.clone(), key_at.line);
                         entries.push((key, key_at, node));
                     }
                 }
@@ -403,29 +436,35 @@ mod tests {
     use super::*;
 
     fn problems(text: &str) -> Vec<YamlProblem> {
-        parse(text).err().unwrap_or_default()
+        parse(text).problems
     }
 
     #[test]
     fn scalars_have_the_types_of_yaml_1_2() {
         let text = "{a: 1, b: -2.5e3, c: yes, d: 'true', e: true, f: ~, g: 1.2.3, h: 0x1F, i: 2024-01-01, j: +3}";
-        let read = parse(text).map(|n| n.to_json());
+        let read = parse(text).root.map(|n| n.to_json());
         let expected = json!({"a": 1, "b": -2500.0, "c": "yes", "d": "true", "e": true, "f": null, "g": "1.2.3", "h": "0x1F", "i": "2024-01-01", "j": 3});
-        assert_eq!(read, Ok(expected));
+        assert_eq!(read, Some(expected));
     }
 
     #[test]
-    fn every_value_knows_its_place() -> Result<(), Vec<YamlProblem>> {
-        let root = parse("a:\n  - x\n  - b: 1\n")?;
+    fn every_value_knows_its_place() {
+        let root = parse("a:\n  - x\n  - b: 1\n").root;
+        let place = |path: &[&str]| root.as_ref().map(|root| root.place(path));
+        let expected = |line, column| Some(Position { line, column });
+        assert_eq!(place(&["a", "1", "b"]), expected(3, 8));
+        assert_eq!(place(&["a", "0", "nope"]), expected(2, 5));
+    }
+
+    #[test]
+    fn a_key_that_stands_twice_hides_no_other_mistake() {
+        let read = parse("a: 1\nb: 2\na: 3\n");
+        assert_eq!(read.problems.len(), 1, "{:?}", read.problems);
         assert_eq!(
-            root.place(&["a", "1", "b"]),
-            Position { line: 3, column: 8 }
+            read.root.map(|n| n.to_json()),
+            Some(json!({"a": 1, "b": 2}))
         );
-        assert_eq!(
-            root.place(&["a", "0", "nope"]),
-            Position { line: 2, column: 5 }
-        );
-        Ok(())
+        assert!(parse("a: *x\n").root.is_none());
     }
 
     #[test]
