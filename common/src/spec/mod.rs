@@ -214,13 +214,13 @@ impl ArtifactType {
 }
 
 /// What one attempt reserves on its worker.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ResourceSpec {
-    /// CPU cores, in steps of 0.001.
-    #[serde(default = "one_core")]
+    /// CPU cores, in steps of 0.001. By default 1; none for `noop`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1024))]
-    pub cpu: f64,
+    pub cpu: Option<f64>,
     /// Memory. For `exec` it is also the limit of the whole process group.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<ByteSize>,
@@ -230,33 +230,24 @@ pub struct ResourceSpec {
     pub gpu: u32,
 }
 
-const fn one_core() -> f64 {
-    1.0
-}
-
-impl Default for ResourceSpec {
-    fn default() -> Self {
-        Self {
-            cpu: one_core(),
-            memory: None,
-            gpu: 0,
-        }
-    }
-}
-
-impl ResourceSpec {
-    /// As amounts that can be added and compared.
+impl StageSpec {
+    /// What one attempt reserves, as amounts that can be added and compared.
     #[must_use]
     #[allow(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "clamped to the range"
     )]
-    pub fn to_resources(&self) -> crate::resources::Resources {
+    pub fn reserves(&self) -> crate::resources::Resources {
+        let does_nothing = self.kind.as_str() == kinds::BuiltinKind::Noop.as_str();
+        let cpu = self
+            .resources
+            .cpu
+            .unwrap_or(if does_nothing { 0.0 } else { 1.0 });
         crate::resources::Resources {
-            cpu_millis: (self.cpu * 1000.0).ceil().clamp(0.0, f64::from(u32::MAX)) as u32,
-            memory_bytes: self.memory.map_or(0, |m| m.0),
-            gpus: self.gpu,
+            cpu_millis: (cpu * 1000.0).ceil().clamp(0.0, f64::from(u32::MAX)) as u32,
+            memory_bytes: self.resources.memory.map_or(0, |m| m.0),
+            gpus: self.resources.gpu,
         }
     }
 }

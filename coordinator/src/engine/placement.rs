@@ -34,7 +34,7 @@ pub(super) struct Shape {
 impl Shape {
     pub fn of(stage: &StageSpec) -> Self {
         Self {
-            resources: stage.resources.to_resources(),
+            resources: stage.reserves(),
             kind: stage.kind.clone(),
             labels: stage.labels.clone(),
         }

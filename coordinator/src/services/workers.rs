@@ -55,7 +55,7 @@ impl WorkerService for Workers {
             ended: ended.clone(),
         };
         context.tasks.spawn("session", async move {
-            if let Err(status) = reader.run(opened).await {
+            if let Err(status) = reader.run(opened, &errors).await {
                 // The stream may have been closed from the other end.
                 let _ = errors.try_send(status);
             }
@@ -94,7 +94,11 @@ struct Opened {
 }
 
 impl Reader {
-    async fn run(mut self, opened: oneshot::Sender<Opened>) -> Result<(), Status> {
+    async fn run(
+        mut self,
+        opened: oneshot::Sender<Opened>,
+        errors: &mpsc::Sender<Status>,
+    ) -> Result<(), Status> {
         let first = timeout(REGISTER_WITHIN, self.inbound.message());
         let first = tokio::select! {
             () = self.ended.cancelled() => return Ok(()),
@@ -107,7 +111,7 @@ impl Reader {
                 "the first message of a session must be `register`",
             ));
         };
-        let runtime = &self.context.runtime;
+        let runtime = self.context.runtime.clone();
         let session = runtime.new_session();
         let (hello, unacknowledged) = hello(session, register)?;
         let worker = hello.worker.clone();
@@ -122,17 +126,13 @@ impl Reader {
             let reports = unacknowledged;
             let _ = runtime.tell(Command::Reports { session, reports }).await;
         }
-        let end = self.listen(session).await;
-        tracing::info!(%worker, session = session.0, "a worker's session ended");
-        match self
-            .context
-            .runtime
-            .tell(Command::WorkerDisconnected { session })
-            .await
-        {
-            Ok(()) => end,
-            Err(e) => Err(status::from_runtime(e)),
+        if let Err(status) = self.listen(session).await {
+            // Before the runtime hears of it and closes the session without a word.
+            let _ = errors.try_send(status);
         }
+        tracing::info!(%worker, session = session.0, "a worker's session ended");
+        let told = runtime.tell(Command::WorkerDisconnected { session }).await;
+        told.map_err(status::from_runtime)
     }
 
     async fn listen(&mut self, session: SessionId) -> Result<(), Status> {
@@ -297,9 +297,12 @@ impl Speaker {
                         self.outgoing = Speaking::Closing(status);
                     }
                 }
-                // The runtime has closed it without a word: it stops, or we were too slow.
+                // The runtime has closed it without a word: the reader has ended and said why, the
+                // coordinator stops, or the worker was too slow.
                 Next::Outgoing(None) => {
-                    let status = if self.context.tasks.stopping().is_cancelled() {
+                    let status = if let Ok(status) = self.error.try_recv() {
+                        status
+                    } else if self.context.tasks.stopping().is_cancelled() {
                         status::stopping()
                     } else {
                         status::session_closed("the worker did not keep up".to_owned())
