@@ -6,6 +6,7 @@ mod client;
 mod commands;
 mod embedded;
 mod exit;
+mod fetch;
 mod output;
 mod progress;
 

@@ -2,18 +2,17 @@
 
 use std::path::Path;
 
-use emberline_common::{artifact::check_path, spec::DurationText};
+use emberline_common::spec::DurationText;
 use emberline_proto::v1::{
-    CollectGarbageRequest, GetArtifactRequest, GetArtifactResponse, GetRunRequest, ReadBlobRequest,
+    CollectGarbageRequest, GetArtifactRequest, GetArtifactResponse, GetRunRequest,
 };
 use serde_json::json;
-use tokio::io::AsyncWriteExt as _;
-use tokio_stream::StreamExt as _;
 
 use crate::{
     args::{ArtifactsCommand, ClusterArguments, Format},
     client::Cluster,
     exit::Exit,
+    fetch,
     output::{self, bytes, clean},
 };
 
@@ -110,29 +109,7 @@ async fn get(
 ) -> anyhow::Result<()> {
     let artifact = find(cluster, artifact).await?;
     for file in &artifact.files {
-        // The coordinator checks paths too; this is the place where they are written to.
-        check_path(&file.path).map_err(Exit::cluster)?;
-        let path = directory.join(&file.path);
-        let write = |e: std::io::Error| anyhow::anyhow!("cannot write `{}`: {e}", path.display());
-        if let Some(parent) = path.parent() {
-            tokio::fs::create_dir_all(parent).await.map_err(write)?;
-        }
-        let mut name = path.as_os_str().to_owned();
-        name.push(".partial");
-        let partial = std::path::PathBuf::from(name);
-        let mut out = tokio::fs::File::create(&partial).await.map_err(write)?;
-        let mut pieces = cluster
-            .artifacts()
-            .read_blob(ReadBlobRequest {
-                sha256: file.sha256.clone(),
-            })
-            .await?
-            .into_inner();
-        while let Some(piece) = pieces.next().await {
-            out.write_all(&piece?.data).await.map_err(write)?;
-        }
-        out.flush().await.map_err(write)?;
-        tokio::fs::rename(&partial, &path).await.map_err(write)?;
+        let path = fetch::file(cluster, file, directory).await?;
         if !quiet {
             output::line(format!(
                 "{} ({})",

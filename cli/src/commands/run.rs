@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use emberline_proto::v1::{
     CancelRunRequest, GetArtifactRequest, GetModelRequest, GetRunRequest, GetRunResponse,
-    ListRunsRequest, LogStream, ReadBlobRequest, RunState, StreamLogsRequest, TaskState, TaskView,
-    WatchRunRequest, stream_logs_response::Entry, watch_run_response::Event,
+    ListRunsRequest, LogStream, RunState, StreamLogsRequest, TaskState, TaskView, WatchRunRequest,
+    stream_logs_response::Entry, watch_run_response::Event,
 };
 use serde_json::{Map, Value};
 use tokio_stream::StreamExt as _;
@@ -15,6 +15,7 @@ use crate::{
     args::{ClusterArguments, Format, RunArguments},
     client::Cluster,
     exit::{self, Exit},
+    fetch,
     output::{self, clean, duration},
     progress::{Progress, between, reason_name},
 };
@@ -387,24 +388,12 @@ async fn save_report(
     let Some(file) = artifact.files.first() else {
         return Ok(None);
     };
-    let mut pieces = cluster
-        .artifacts()
-        .read_blob(ReadBlobRequest {
-            sha256: file.sha256.clone(),
-        })
-        .await?
-        .into_inner();
-    let mut content = Vec::new();
-    while let Some(piece) = pieces.next().await {
-        content.extend_from_slice(&piece?.data);
-    }
     let id = run
         .summary
         .as_ref()
         .map(|s| s.run.clone())
         .unwrap_or_default();
-    std::fs::create_dir_all(directory)?;
     let path = directory.join(format!("{id}.html"));
-    std::fs::write(&path, content)?;
+    fetch::to(cluster, file, &path).await?;
     Ok(Some(path))
 }

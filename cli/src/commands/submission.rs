@@ -38,6 +38,12 @@ pub fn read(file: &Path, params: &[String]) -> anyhow::Result<Pipeline> {
         ))
         .into());
     }
+    if !size.is_file() {
+        return Err(Exit::input(format!(
+            "`{shown}` is no regular file: a pipe or device may never end"
+        ))
+        .into());
+    }
     if size.len() > yaml::MAX_BYTES as u64 {
         let line = format!(
             "{shown}:1:1: the file has {} bytes; at most {} are read",
@@ -141,6 +147,13 @@ async fn upload(cluster: &Cluster, base: &Path, path: &str) -> anyhow::Result<Su
         ))
     };
     let metadata = tokio::fs::metadata(&full).await.map_err(fail)?;
+    if !metadata.is_file() {
+        return Err(Exit::input(format!(
+            "`{}`, which an `exec` stage names under `files`, is no regular file",
+            full.display()
+        ))
+        .into());
+    }
     let content = tokio::fs::read(&full).await.map_err(fail)?;
     let digest = Digest::of(&content);
     let mut pieces: Vec<PutBlobRequest> = content

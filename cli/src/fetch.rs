@@ -1,0 +1,79 @@
+//! A file of an artifact, onto this machine: whole and checked, or not there at all.
+
+use std::path::{Path, PathBuf};
+
+use emberline_common::{artifact::check_path, ids::Digest};
+use emberline_proto::v1::{ArtifactFile, ReadBlobRequest};
+use sha2::{Digest as _, Sha256};
+use tokio::io::AsyncWriteExt as _;
+
+use crate::{client::Cluster, exit::Exit};
+
+/// Writes `file` below `directory`, and gives its place.
+///
+/// The bytes go into a file next to it, which takes the name only when the SHA-256 is right: a
+/// stream that ended early, or a server that is wrong, leaves nothing that looks like the file.
+///
+/// # Errors
+/// If the path leads out of the directory, a byte can't be read or written, or they are not the
+/// ones that the artifact names.
+pub async fn file(
+    cluster: &Cluster,
+    file: &ArtifactFile,
+    directory: &Path,
+) -> anyhow::Result<PathBuf> {
+    check_path(&file.path).map_err(Exit::cluster)?;
+    let path = directory.join(&file.path);
+    to(cluster, file, &path).await?;
+    Ok(path)
+}
+
+/// Writes `file` to `path`, like [`file()`].
+///
+/// # Errors
+/// Like [`file()`].
+pub async fn to(cluster: &Cluster, file: &ArtifactFile, path: &Path) -> anyhow::Result<()> {
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".partial");
+    let partial = PathBuf::from(partial);
+    let fetched = pieces(cluster, file, path, &partial).await;
+    if fetched.is_err() {
+        // What could not be written is no use to anyone; the first error is what counts.
+        let _ = tokio::fs::remove_file(&partial).await;
+    }
+    fetched
+}
+
+async fn pieces(
+    cluster: &Cluster,
+    file: &ArtifactFile,
+    path: &Path,
+    partial: &Path,
+) -> anyhow::Result<()> {
+    let write =
+        |e: std::io::Error| Exit::cluster(format!("cannot write `{}`: {e}", path.display()));
+    if let Some(parent) = path.parent() {
+        tokio::fs::create_dir_all(parent).await.map_err(write)?;
+    }
+    let mut out = tokio::fs::File::create(partial).await.map_err(write)?;
+    let request = ReadBlobRequest {
+        sha256: file.sha256.clone(),
+    };
+    let mut pieces = cluster.artifacts().read_blob(request).await?.into_inner();
+    let mut hasher = Sha256::new();
+    while let Some(piece) = pieces.message().await? {
+        hasher.update(&piece.data);
+        out.write_all(&piece.data).await.map_err(write)?;
+    }
+    out.flush().await.map_err(write)?;
+    let digest = Digest::from_hasher(hasher).to_string();
+    if digest != file.sha256 {
+        return Err(Exit::cluster(format!(
+            "`{}` came with the SHA-256 {digest}, not {}: fetch it again",
+            file.path, file.sha256
+        ))
+        .into());
+    }
+    tokio::fs::rename(partial, path).await.map_err(write)?;
+    Ok(())
+}
