@@ -9,7 +9,7 @@ use super::{
     ArtifactType, OutputRef,
     check::{Finding, join},
     condition::{Condition, Gate},
-    kinds::BuiltinKind,
+    kinds::{BuiltinKind, evaluate::METRICS},
     signature::{InputSlot, kind_signature},
     suggest::nearest,
     yaml::{Node, Position},
@@ -22,21 +22,6 @@ pub const MAX_STAGE_TASKS: usize = 10_000;
 pub const MAX_RUN_TASKS: usize = 100_000;
 /// Stages of one pipeline, at most.
 pub const MAX_STAGES: usize = 1_000;
-const METRICS: [&str; 13] = [
-    "accuracy",
-    "precision",
-    "recall",
-    "f1",
-    "roc_auc",
-    "average_precision",
-    "log_loss",
-    "threshold",
-    "mae",
-    "mse",
-    "rmse",
-    "r2",
-    "mape",
-];
 
 struct Stage<'a> {
     name: &'a str,

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use emberline_common::spec::Ordered;
+use emberline_common::spec::{Ordered, kinds::evaluate::METRICS};
 use emberline_worker::documents::GateResult;
 
 use crate::error::TrainError;
@@ -96,23 +96,6 @@ pub fn check_all(
         .collect()
 }
 
-/// The metrics that `evaluate` can measure.
-const KNOWN: [&str; 13] = [
-    "accuracy",
-    "precision",
-    "recall",
-    "f1",
-    "roc_auc",
-    "average_precision",
-    "log_loss",
-    "threshold",
-    "mae",
-    "mse",
-    "rmse",
-    "r2",
-    "mape",
-];
-
 /// The value of a metric that a setting names.
 ///
 /// # Errors
@@ -125,7 +108,7 @@ pub fn measured(
     metrics.get(metric).copied().ok_or_else(|| {
         let regression = metrics.contains_key("rmse");
         let fits = matches!(metric, "mae" | "mse" | "rmse" | "r2" | "mape") == regression;
-        if KNOWN.contains(&metric) && fits {
+        if METRICS.contains(&metric) && fits {
             TrainError::Data(format!(
                 "`{setting}`: `{metric}` has no value on these rows (for `roc_auc` and `average_precision` there must be rows of every class, for `r2` different values, for `mape` no 0)"
             ))

@@ -12,6 +12,23 @@ use crate::{
     spec::Ordered,
 };
 
+/// The metrics that `evaluate` can measure, of classification and of regression.
+pub const METRICS: [&str; 13] = [
+    "accuracy",
+    "precision",
+    "recall",
+    "f1",
+    "roc_auc",
+    "average_precision",
+    "log_loss",
+    "threshold",
+    "mae",
+    "mse",
+    "rmse",
+    "r2",
+    "mape",
+];
+
 /// Measures a model on the input `test`. Metrics of classification: `accuracy`, `precision`, `recall`, `f1`, `roc_auc`, `average_precision`, `log_loss`, `threshold` (two classes; the mean over the classes otherwise); of regression: `mae`, `mse`, `rmse`, `r2`, `mape`.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
