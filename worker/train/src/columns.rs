@@ -1,22 +1,33 @@
 //! The columns of a table by name, as numbers, texts or bytes. Nulls and numbers that are not
 //! finite are refused here, with column and row: no model learns from them in silence.
 
+use std::collections::HashMap;
+
 use emberline_common::spec::kinds::convert::ColumnType;
-use emberline_data::table::{Column, ColumnValues, Table, missing_column};
+use emberline_data::{
+    schema::type_name,
+    table::{Column, ColumnValues, Table, missing_column},
+};
 
 use crate::error::TrainError;
 
 /// The columns of a table.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Columns<'a> {
     table: &'a Table,
+    // A table may have 10,000 columns, and each is looked for several times.
+    places: HashMap<&'a str, usize>,
 }
 
 impl<'a> Columns<'a> {
     /// Of a table.
     #[must_use]
-    pub const fn new(table: &'a Table) -> Self {
-        Self { table }
+    pub fn new(table: &'a Table) -> Self {
+        let names = table.columns.iter().map(|c| c.name.as_str());
+        Self {
+            table,
+            places: names.zip(0..).collect(),
+        }
     }
 
     /// Its rows.
@@ -94,8 +105,9 @@ impl<'a> Columns<'a> {
     }
 
     fn find(&self, name: &str) -> Result<&'a Column, TrainError> {
-        self.table
-            .column(name)
+        self.places
+            .get(name)
+            .map(|place| &self.table.columns[*place])
             .ok_or_else(|| TrainError::Data(missing_column(name, self.names().into_iter())))
     }
 
@@ -112,17 +124,5 @@ impl<'a> Columns<'a> {
         Err(TrainError::Data(format!(
             "the column `{name}` is null in row {row} (counted from 0; {nulls} nulls in all): remove or fill them in `convert`, or leave the column out with `exclude`"
         )))
-    }
-}
-
-/// The name as in `cast`.
-#[must_use]
-pub const fn type_name(column_type: ColumnType) -> &'static str {
-    match column_type {
-        ColumnType::Integer => "integer",
-        ColumnType::Float => "float",
-        ColumnType::Boolean => "boolean",
-        ColumnType::Text => "text",
-        ColumnType::Bytes => "bytes",
     }
 }

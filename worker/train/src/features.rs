@@ -7,17 +7,18 @@
 //! category that the train part did not have is no error later: all of its columns are 0, and the
 //! rows are counted. A label that it did not have is counted too; the caller decides.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use emberline_common::spec::kinds::{
     convert::ColumnType,
     train::{ModelSpec, TrainSpec, TrainTask},
 };
+use emberline_data::schema::type_name;
 use emberline_worker::documents::ModelInput;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    columns::{Columns, type_name},
+    columns::Columns,
     error::TrainError,
     expression::Expression,
     images,
@@ -233,8 +234,9 @@ impl Preprocessing {
     /// If the table lacks one.
     pub fn inputs(&self, table: &Columns<'_>) -> Result<Vec<ModelInput>, TrainError> {
         let mut names: Vec<String> = Vec::new();
+        let mut seen = HashSet::new();
         let mut add = |name: &String| {
-            if !names.contains(name) {
+            if seen.insert(name.clone()) {
                 names.push(name.clone());
             }
         };
@@ -303,16 +305,18 @@ fn feature_names(table: &Columns<'_>, spec: &TrainSpec) -> Result<Vec<String>, T
             spec.label
         )));
     }
-    let candidates = if spec.features.is_empty() {
+    let candidates: Vec<String> = if spec.features.is_empty() {
         table.names().into_iter().map(str::to_owned).collect()
     } else {
         spec.features.clone()
     };
-    let mut seen = BTreeSet::new();
+    // The names that are not wanted, or not again.
+    let mut out: HashSet<&str> = spec.exclude.iter().map(String::as_str).collect();
+    out.insert(&spec.label);
     let names: Vec<String> = candidates
-        .into_iter()
-        .filter(|name| *name != spec.label && !spec.exclude.contains(name))
-        .filter(|name| seen.insert(name.clone()))
+        .iter()
+        .filter(|name| out.insert(name))
+        .cloned()
         .collect();
     Ok(names)
 }
@@ -401,6 +405,13 @@ impl Features {
     }
 }
 
+/// Networks compute in single precision, whose range is smaller than that of a column.
+fn too_large(name: &str, value: f64, row: usize) -> TrainError {
+    TrainError::Data(format!(
+        "`{name}` is {value:e} in row {row} (counted from 0): too large to compute with; remove or replace it in `convert`"
+    ))
+}
+
 fn apply_table(columns: &[Encoding], table: &Columns<'_>) -> Result<Applied, TrainError> {
     let rows = table.rows();
     let widths: Vec<usize> = columns
@@ -415,27 +426,31 @@ fn apply_table(columns: &[Encoding], table: &Columns<'_>) -> Result<Applied, Tra
     let mut unknown_categories = BTreeMap::new();
     let mut offset = 0;
     for (encoding, width) in columns.iter().zip(&widths) {
-        let mut standardise = |values: Vec<f64>, mean: f64, deviation: f64| {
-            for (row, value) in values.into_iter().enumerate() {
-                data[row * cols + offset] = ((value - mean) / deviation) as f32;
+        let mut standardise = |name: &str, values: &[f64], mean: f64, deviation: f64| {
+            for (row, value) in values.iter().enumerate() {
+                let number = ((value - mean) / deviation) as f32;
+                if !number.is_finite() {
+                    return Err(too_large(name, *value, row));
+                }
+                data[row * cols + offset] = number;
             }
+            Ok(())
         };
         match encoding {
             Encoding::Standardised {
                 column,
                 mean,
                 deviation,
-            } => standardise(table.numbers(column)?, *mean, *deviation),
+            } => standardise(column, &table.numbers(column)?, *mean, *deviation)?,
             Encoding::Derived {
                 name,
                 expression,
                 mean,
                 deviation,
-            } => standardise(
-                derived_values(name, expression, table, None)?,
-                *mean,
-                *deviation,
-            ),
+            } => {
+                let values = derived_values(name, expression, table, None)?;
+                standardise(name, &values, *mean, *deviation)?;
+            }
             Encoding::OneHot { column, categories } => {
                 let places: HashMap<&str, usize> = categories
                     .iter()
@@ -495,6 +510,14 @@ fn apply_image(
             for row in 0..rows {
                 let pixels = columns.iter().map(|column| column[row]);
                 images::append_image(pixels, shape, max_value, &mut data);
+            }
+            if let Some(at) = data.iter().position(|pixel| !pixel.is_finite()) {
+                let row = at / cols;
+                let largest = columns
+                    .iter()
+                    .map(|column| column[row])
+                    .max_by(|a, b| a.abs().total_cmp(&b.abs()));
+                return Err(too_large("a pixel", largest.unwrap_or(f64::NAN), row));
             }
         }
     }
@@ -665,13 +688,17 @@ impl Label {
                 column,
                 mean,
                 deviation,
-            } => Ok(Targets::Values(
-                table
-                    .numbers(column)?
-                    .into_iter()
+            } => {
+                let values = table.numbers(column)?;
+                let scaled: Vec<f32> = values
+                    .iter()
                     .map(|v| ((v - mean) / deviation) as f32)
-                    .collect(),
-            )),
+                    .collect();
+                match scaled.iter().position(|v| !v.is_finite()) {
+                    None => Ok(Targets::Values(scaled)),
+                    Some(row) => Err(too_large(column, values[row], row)),
+                }
+            }
         }
     }
 }

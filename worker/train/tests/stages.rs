@@ -56,7 +56,7 @@ fn write(dir: &Path, schema: &Schema, rows: &[Vec<Value<'_>>]) {
     let mut writer = TableWriter::create(dir, schema).unwrap();
     for row in rows {
         for (i, value) in row.iter().enumerate() {
-            builder.push(i, value.clone());
+            builder.push(i, *value);
         }
         builder.end_row();
     }
