@@ -95,7 +95,7 @@ impl<'a> Made<'a> {
             let ProducedContent::Directory { artifact_type, .. } = &produced.content else {
                 panic!("{from} is no directory");
             };
-            let artifact_type: ArtifactType = artifact_type.clone();
+            let artifact_type: ArtifactType = *artifact_type;
             let dir = self.contexts[*context].output(&made.artifacts, output);
             builder = builder.input(name.as_str(), artifact_type, dir);
         }
