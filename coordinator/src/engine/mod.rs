@@ -26,6 +26,7 @@ mod retries;
 mod run;
 mod runs;
 mod sessions;
+pub mod sim;
 mod tasks;
 #[cfg(test)]
 mod tests;
@@ -87,6 +88,9 @@ pub struct Engine {
     /// Set while records of an earlier leader are taken over: times come from them.
     loading: bool,
     out: Draft,
+    /// What the simulator's own tests break on purpose.
+    #[cfg(test)]
+    sabotage: Option<sim::Sabotage>,
 }
 
 /// The decision in the making.
@@ -124,6 +128,8 @@ impl Engine {
             deciding: None,
             loading: false,
             out: Draft::default(),
+            #[cfg(test)]
+            sabotage: None,
         }
     }
 

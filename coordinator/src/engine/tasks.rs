@@ -383,6 +383,10 @@ impl Engine {
         let live = self.runs.get(&run)?;
         let task = live.find(&id.task)?;
         let found = &live.tasks[task as usize];
+        #[cfg(test)]
+        if self.sabotage == Some(super::sim::Sabotage::StaleAttempts) && !found.state.is_final() {
+            return Some(TaskRef { run, task });
+        }
         (found.state == TaskState::Running && found.attempt() == id.attempt)
             .then_some(TaskRef { run, task })
     }
@@ -395,7 +399,13 @@ impl Engine {
             return;
         };
         let id = report.id.clone();
-        self.fleet.release(&worker, &id);
+        #[cfg(test)]
+        let leak = self.sabotage == Some(super::sim::Sabotage::LeakedAttempts);
+        #[cfg(not(test))]
+        let leak = false;
+        if !leak {
+            self.fleet.release(&worker, &id);
+        }
         let at = self.current(&id).filter(|at| {
             let record = self
                 .runs
