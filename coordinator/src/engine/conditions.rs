@@ -37,7 +37,7 @@ pub(super) fn gate(run: &Run, stage: usize) -> Gate {
         let gone = from.is_some_and(|up| {
             let up = &run.stages[up];
             let mut tasks = run.tasks[up.first..up.first + up.count].iter();
-            up.count > 0 && tasks.all(|task| task.state == TaskState::Skipped)
+            tasks.all(|task| task.state == TaskState::Skipped)
         });
         if gone {
             return Gate::Skip {

@@ -162,10 +162,8 @@ impl Run {
                 })?;
                 upstream.insert(at);
             }
-            if count > 0 {
-                fill(&stage.with, &matrix_at(stage, 0))
-                    .map_err(|what| invalid(format!("stage `{name}`: {what}")))?;
-            }
+            fill(&stage.with, &matrix_at(stage, 0))
+                .map_err(|what| invalid(format!("stage `{name}`: {what}")))?;
             let when = match &stage.when {
                 None => None,
                 Some(text) => Some(
@@ -180,6 +178,11 @@ impl Run {
             for index in 0..count {
                 tasks.push(Task {
                     stage: stage_number,
+            if count == 0 {
+                return Err(invalid(format!(
+                    "the matrix of stage `{name}` has no values"
+                )));
+            }
                     index: u32::try_from(index).unwrap_or(u32::MAX),
                     state: TaskState::Waiting,
                     stopping: false,
