@@ -330,6 +330,15 @@ impl Engine {
         if ended.summary.state == RunState::Succeeded {
             return Err(wrong_state(&id, RunState::Succeeded));
         }
+        // Another client may have retried it since this archive was read: from an old archive,
+        // attempts would get numbers that have been used.
+        if ended.summary.finished_at != archived.view.summary.finished_at {
+            return Err(Refusal::WrongState {
+                run: id,
+                state: ended.summary.state.as_str(),
+                hint: "it has run again in the meantime; look at it, then retry",
+            });
+        }
         let summary = archived.view.summary;
         let record = RunRecord {
             run: id.clone(),
