@@ -34,12 +34,17 @@ pub(super) enum Due {
     Dispatch,
 }
 
+/// Below this many, nobody looks for void ones.
+const FEW: usize = 1024;
+
 /// A heap of them.
 #[derive(Debug, Default)]
 pub(super) struct Deadlines {
     heap: BinaryHeap<Reverse<(Timestamp, u64)>>,
     due: BTreeMap<u64, Due>,
     next: u64,
+    /// How many were left when void ones were last taken out.
+    kept: usize,
 }
 
 impl Deadlines {
@@ -51,6 +56,29 @@ impl Deadlines {
 
     pub fn next(&self) -> Option<Timestamp> {
         self.heap.peek().map(|Reverse((at, _))| *at)
+    }
+
+    pub fn len(&self) -> usize {
+        self.heap.len()
+    }
+
+    /// Whether so many have come that void ones may be most of them: limits of attempts that have
+    /// long ended would otherwise lie here until their time has come.
+    pub fn is_crowded(&self) -> bool {
+        self.len() > FEW.max(2 * self.kept)
+    }
+
+    /// Keeps only these.
+    pub fn retain(&mut self, keep: impl Fn(&Due) -> bool) {
+        let due = &mut self.due;
+        self.heap.retain(|Reverse((_, number))| {
+            let kept = due.get(number).is_some_and(&keep);
+            if !kept {
+                due.remove(number);
+            }
+            kept
+        });
+        self.kept = self.len();
     }
 
     /// The next deadline and what it is for, in the heap still.

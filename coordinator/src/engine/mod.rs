@@ -422,6 +422,11 @@ impl Engine {
             Due::Backoff { task: at, attempt } => task(at, attempt, Written::Backoff),
             Due::Run { run } => self
                 .live(run)
+        if self.deadlines.is_crowded() {
+            let mut deadlines = std::mem::take(&mut self.deadlines);
+            deadlines.retain(|due| !self.is_void(due));
+            self.deadlines = deadlines;
+        }
                 .is_none_or(|run| run.record.ended.is_some() || run.record.stop.is_some()),
             Due::Worker { worker, session } => (self.fleet.workers.get(worker))
                 .is_none_or(|w| w.session != *session || w.suspect_since.is_none()),
