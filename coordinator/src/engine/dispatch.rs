@@ -176,6 +176,9 @@ impl Engine {
         let Some(worker) = self.fleet.pick(&shape, &artifacts(&prepared.inputs)) else {
             return Ok(());
         };
+        // While it is queued still: a pipeline that has nothing else queued is charged all the same.
+        let pipeline = run.record.pipeline.clone();
+        self.queue.charge(&pipeline, &shape.resources);
         self.unqueue(at);
         self.start(at, &worker, prepared);
         Ok(())
@@ -245,9 +248,13 @@ impl Engine {
             run_view: sees_run.contains(&kind).then(|| Box::new(run.view())),
             traceparent: run.record.traceparent.clone(),
         };
-        let pipeline = run.record.pipeline.clone();
-        self.queue.charge(&pipeline, &shape.resources);
-        self.fleet.reserve(worker, id, shape.resources);
+        let reserved = shape.resources;
+        #[cfg(test)]
+        let reserved = match self.sabotage {
+            Some(super::sim::Sabotage::NothingReserved) => Default::default(),
+            _ => reserved,
+        };
+        self.fleet.reserve(worker, id, reserved);
         if let Some(timeout) = spec.timeout {
             let due = Due::Attempt { task: at, attempt };
             let until = now.after(timeout.0).after(self.config.timeout_slack);
