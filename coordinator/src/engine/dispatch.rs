@@ -205,7 +205,6 @@ impl Engine {
 
         let task = &mut run.tasks[at.task as usize];
         task.state = emberline_common::run_view::TaskState::Running;
-        task.stopping = false;
         let record = task.record();
         record.attempt += 1;
         record.written = Written::Running;

@@ -19,7 +19,7 @@ use super::{
     api::{Decision, Effect, EndedRun, EngineConfig, LoadError, Outcome},
     deadlines::Due,
     records::{CacheRecord, ModelRecord, PoisonRecord, RunRecord, TaskRecord, decode},
-    run::{Run, RunSeq, TaskRef, written_state},
+    run::{Cut, Run, RunSeq, TaskRef, written_state},
 };
 
 type Records = [(String, Vec<u8>)];
@@ -60,8 +60,8 @@ impl Engine {
         specs: &dyn Fn(&RunId, &Digest) -> Option<Arc<PipelineSpec>>,
     ) -> Result<(Self, Decision), LoadError> {
         let mut engine = Self::new(config, epoch, seed);
-        engine.now = now;
         engine.loading = true;
+        let mut latest = now;
         let mut runs: Vec<RunRecord> = Vec::new();
         let mut tasks: BTreeMap<RunId, Vec<(TaskName, TaskRecord)>> = BTreeMap::new();
         let mut cache: Vec<(Digest, CacheRecord)> = Vec::new();
@@ -69,11 +69,16 @@ impl Engine {
             let parts: Vec<&str> = key.split('/').collect();
             match parts[..] {
                 ["schema"] => {}
-                ["runs", _] => runs.push(decode(key, value)?),
+                ["runs", _] => {
+                    let record: RunRecord = decode(key, value)?;
+                    latest = latest.max(record.latest());
+                    runs.push(record);
+                }
                 ["tasks", run, task] => {
                     let run = RunId::new(run).map_err(|_| unknown(key))?;
                     let task = TaskName::new(task).map_err(|_| unknown(key))?;
-                    let record = decode(key, value)?;
+                    let record: TaskRecord = decode(key, value)?;
+                    latest = latest.max(record.latest());
                     tasks.entry(run).or_default().push((task, record));
                 }
                 ["cache", digest] => {
@@ -87,9 +92,14 @@ impl Engine {
                 }
                 ["models", _, _] => {
                     let version: ModelVersion = decode(key, value)?;
+                    latest = latest.max(version.created_at);
                     engine.models.load_version(version);
                 }
-                ["ended", _] => engine.remember(decode::<EndedRun>(key, value)?),
+                ["ended", _] => {
+                    let ended: EndedRun = decode(key, value)?;
+                    latest = latest.max(ended.summary.finished_at.unwrap_or_default());
+                    engine.remember(ended);
+                }
                 ["poison", run] => {
                     let run = RunId::new(run).map_err(|_| unknown(key))?;
                     let record: PoisonRecord = decode(key, value)?;
@@ -98,6 +108,9 @@ impl Engine {
                 _ => return Err(unknown(key)),
             }
         }
+        // The old leader's clock may have been ahead of this one's.
+        engine.ahead = latest.since(now);
+        engine.set_time(now);
         cache.sort_by_key(|(key, record)| (record.created_at, *key));
         for (key, record) in cache {
             engine.cache.insert(key, record);
@@ -122,7 +135,7 @@ impl Engine {
         }
         engine.loading = false;
         if !engine.unclaimed.is_empty() {
-            let until = now.after(engine.config.adoption_window);
+            let until = engine.now.after(engine.config.adoption_window);
             engine.deadlines.add(until, Due::Adoption);
         }
         for seq in seqs {
@@ -176,9 +189,7 @@ impl Engine {
             match state {
                 TaskState::Running => {
                     run.active += 1;
-                    found.stopping = run.record.stop.is_some();
                     let record = found.record.as_ref();
-                    let started = record.and_then(|r| r.started_at).unwrap_or_default();
                     let worker = record.and_then(|r| r.worker.clone());
                     let limit = run.stage_spec(stage).timeout;
                     let attempts = AttemptId {
@@ -190,8 +201,10 @@ impl Engine {
                     if let Some(worker) = worker {
                         self.unclaimed.entry(worker).or_default().insert(attempts);
                     }
+                    // Anew from here: its worker keeps the limit exactly, and must have the time
+                    // to come and say how the attempt ended while nobody led.
                     if let Some(limit) = limit {
-                        let until = started.after(limit.0).after(self.config.timeout_slack);
+                        let until = self.now.after(limit.0).after(self.config.timeout_slack);
                         self.deadlines
                             .add(until, Due::Attempt { task: at, attempt });
                     }
@@ -203,13 +216,17 @@ impl Engine {
                 }
                 TaskState::Backoff => {
                     run.active += 1;
-                    let until = retry_at.unwrap_or(self.now);
+                    // The clock that this was written by may have been far ahead.
+                    let retries = &run.stage_spec(stage).retries;
+                    let longest = retries.max_backoff.0.max(retries.backoff.0);
+                    let until = retry_at.unwrap_or(self.now).min(self.now.after(longest));
                     self.deadlines
                         .add(until, Due::Backoff { task: at, attempt });
                 }
                 _ => {
                     let when = found.ended_at;
-                    let bad = !state.is_done();
+                    found.benign = state == TaskState::Skipped;
+                    let bad = !state.is_done() && !found.benign;
                     run.cached += usize::from(state == TaskState::Cached);
                     run.count_end(stage, when, bad);
                     self.live_tasks = self.live_tasks.saturating_sub(1);
@@ -220,17 +237,21 @@ impl Engine {
         Ok(())
     }
 
-    /// Derives what the records of a run leave out.
+    /// Derives what the records of a run leave out, in the order in which it happened: the run goes
+    /// its way, fails, and is stopped.
     fn derive(&mut self, seq: RunSeq) {
         self.settle(seq);
         let stages = self.runs.get(&seq).map_or(0, |run| run.stages.len());
-        for stage in 0..stages {
-            let cut = |run: &Run| run.cut(stage).is_some() && run.stages[stage].unfinished > 0;
-            if self.runs.get(&seq).is_some_and(cut) {
-                self.sweep_stage(seq, stage);
+        for stopped in [false, true] {
+            for stage in 0..stages {
+                let run = self.runs.get(&seq);
+                let cut = run.and_then(|run| run.cut(stage));
+                if cut.is_some_and(|cut| matches!(cut, Cut::Stopped(_)) == stopped) {
+                    self.sweep_stage(seq, stage);
+                }
             }
+            self.settle(seq);
         }
-        self.settle(seq);
     }
 
     /// What a new leader has to do about a run that it has taken over.

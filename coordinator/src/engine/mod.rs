@@ -6,8 +6,10 @@
 //! from the seed that it is given: the same calls give the same decisions. It must never answer
 //! from anything but its own state, and nothing that a client or worker sends may make it panic.
 //!
-//! Time must not go back: the runtime derives it from a monotonic clock. Where it does go back,
-//! the engine goes on from the latest time that it has seen.
+//! The engine's own time never goes back, and each thing that happens has an instant of its own, so
+//! that records tell what came first. Where the time handed in goes back (a new leader's clock is behind
+//! the old one's), the engine goes on from the latest time that it knows, and every deadline moves
+//! along: nothing waits for the clock to catch up.
 //!
 //! Start with [`Engine::handle`]; then `tasks` (what becomes of a task), `runs` (submit, cancel,
 //! retry, end), `dispatch` and `placement` (who runs what), `load` (a new leader).
@@ -26,13 +28,17 @@ mod retries;
 mod run;
 mod runs;
 mod sessions;
-pub mod sim;
+#[cfg(test)]
+mod sim;
 mod tasks;
 #[cfg(test)]
 mod tests;
 mod workers;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use emberline_common::{
     ids::{AttemptId, Digest, Epoch, ModelName, RunId, WorkerName},
@@ -67,6 +73,10 @@ pub struct Engine {
     config: EngineConfig,
     epoch: Epoch,
     now: Timestamp,
+    /// The time that was handed in last.
+    clock: Timestamp,
+    /// How far the engine's time is ahead of the time handed in.
+    ahead: Duration,
     random: Random,
     runs: BTreeMap<RunSeq, Run>,
     run_ids: BTreeMap<RunId, RunSeq>,
@@ -110,6 +120,8 @@ impl Engine {
             config,
             epoch,
             now: Timestamp(0),
+            clock: Timestamp(0),
+            ahead: Duration::ZERO,
             random: Random::new(seed),
             runs: BTreeMap::new(),
             run_ids: BTreeMap::new(),
@@ -136,7 +148,7 @@ impl Engine {
     /// Decides on one thing that happened. Nothing of the decision may be told to anyone before its
     /// writes are committed, and decisions must be committed in the order in which they were made.
     pub fn handle(&mut self, now: Timestamp, command: Command) -> Decision {
-        self.now = self.now.max(now);
+        self.set_time(now);
         let outcome = match command {
             Command::Submit(submission) => self.submit(*submission),
             Command::Cancel { run, why } => self.cancel(&run, &why),
@@ -182,7 +194,21 @@ impl Engine {
     /// When [`Command::Tick`] is to be given next, if nothing else happens before.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Timestamp> {
-        self.deadlines.next()
+        let at = self.deadlines.next()?;
+        let ahead = u64::try_from(self.ahead.as_micros()).unwrap_or(u64::MAX);
+        Some(Timestamp(at.0.saturating_sub(ahead)))
+    }
+
+    fn set_time(&mut self, now: Timestamp) {
+        self.ahead += self.clock.since(now);
+        self.clock = now;
+        self.tick();
+        self.now = now.after(self.ahead).max(self.now);
+    }
+
+    /// The next instant: what happens in one decision happens one after the other.
+    fn tick(&mut self) {
+        self.now = self.now.after(Duration::from_micros(1));
     }
 
     /// The run that a decision is being made on. Only to be asked after `handle` has panicked; then
@@ -396,6 +422,11 @@ impl Engine {
 
     /// Does whatever is due by now, and forgets deadlines that have become void.
     fn run_due(&mut self) {
+        if self.deadlines.is_crowded() {
+            let mut deadlines = std::mem::take(&mut self.deadlines);
+            deadlines.retain(|due| !self.is_void(due));
+            self.deadlines = deadlines;
+        }
         while let Some((at, due)) = self.deadlines.peek() {
             if at > self.now && !self.is_void(due) {
                 break;
@@ -404,6 +435,7 @@ impl Engine {
                 break;
             };
             if at <= self.now && !self.is_void(&due) {
+                self.tick();
                 self.act_on(due);
             }
         }
@@ -422,11 +454,6 @@ impl Engine {
             Due::Backoff { task: at, attempt } => task(at, attempt, Written::Backoff),
             Due::Run { run } => self
                 .live(run)
-        if self.deadlines.is_crowded() {
-            let mut deadlines = std::mem::take(&mut self.deadlines);
-            deadlines.retain(|due| !self.is_void(due));
-            self.deadlines = deadlines;
-        }
                 .is_none_or(|run| run.record.ended.is_some() || run.record.stop.is_some()),
             Due::Worker { worker, session } => (self.fleet.workers.get(worker))
                 .is_none_or(|w| w.session != *session || w.suspect_since.is_none()),

@@ -172,6 +172,8 @@ pub enum Written {
     Failed,
     /// Stopped after it had started.
     Cancelled,
+    /// Waited for a failure in vain.
+    Skipped,
 }
 
 /// Retries spent, by budget.
@@ -242,6 +244,25 @@ pub struct TaskRecord {
     /// Where the time went.
     #[serde(default)]
     pub timing: AttemptTiming,
+}
+
+impl RunRecord {
+    /// The latest time in it.
+    pub(super) fn latest(&self) -> Timestamp {
+        let failure = self.failure.as_ref().map(|failure| failure.at);
+        let stop = self.stop.as_ref().map(|stop| stop.at);
+        let ended = self.ended.as_ref().map(|ended| ended.at);
+        let times = [self.started_at, failure, stop, ended];
+        (times.into_iter().flatten()).fold(self.resumed_at, Timestamp::max)
+    }
+}
+
+impl TaskRecord {
+    /// The latest time in it that has come.
+    pub(super) fn latest(&self) -> Timestamp {
+        let times = [self.started_at, self.finished_at];
+        (times.into_iter().flatten()).fold(self.ready_at, Timestamp::max)
+    }
 }
 
 /// An entry of the cache.

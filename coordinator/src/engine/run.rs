@@ -23,7 +23,7 @@ use serde_json::{Map, Value};
 use super::{
     api::{ArchivedRun, Refusal},
     placement::Shape,
-    records::{RunRecord, TaskRecord, Written},
+    records::{FirstFailure, RunRecord, StopRecord, TaskRecord, Written},
 };
 
 /// The most tasks of one stage.
@@ -92,8 +92,6 @@ pub(super) struct Task {
     /// Position in the stage's matrix.
     pub index: u32,
     pub state: TaskState,
-    /// Told to stop; ends with whatever comes first, its report or the deadline.
-    pub stopping: bool,
     /// Whether a skip is by the pipeline's own will and fails nothing.
     pub benign: bool,
     /// Whether a record lies in the store (or is on its way).
@@ -105,6 +103,34 @@ pub(super) struct Task {
     pub ended_at: Timestamp,
     pub note: String,
     pub record: Option<Box<TaskRecord>>,
+}
+
+/// Why nothing new may start in a stage.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Cut<'a> {
+    /// The run has failed, and is to fail fast.
+    Failed(&'a FirstFailure),
+    /// The run is to stop.
+    Stopped(&'a StopRecord),
+}
+
+impl Cut<'_> {
+    /// Since when.
+    pub const fn at(&self) -> Timestamp {
+        match self {
+            Self::Failed(failure) => failure.at,
+            Self::Stopped(stop) => stop.at,
+        }
+    }
+}
+
+impl std::fmt::Display for Cut<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Failed(failure) => write!(f, "`{}` has failed (`fail_fast`)", failure.task),
+            Self::Stopped(stop) => f.write_str(&stop.failure.message),
+        }
+    }
 }
 
 impl Task {
@@ -154,6 +180,11 @@ impl Run {
                     "stage `{name}` has {count} tasks, at most {MAX_STAGE_TASKS} are allowed"
                 )));
             }
+            if count == 0 {
+                return Err(invalid(format!(
+                    "the matrix of stage `{name}` has no values"
+                )));
+            }
             let mut upstream = BTreeSet::new();
             let from_inputs = stage.inputs.values().map(|reference| &reference.stage);
             for needed in from_inputs.chain(&stage.needs) {
@@ -178,14 +209,8 @@ impl Run {
             for index in 0..count {
                 tasks.push(Task {
                     stage: stage_number,
-            if count == 0 {
-                return Err(invalid(format!(
-                    "the matrix of stage `{name}` has no values"
-                )));
-            }
                     index: u32::try_from(index).unwrap_or(u32::MAX),
                     state: TaskState::Waiting,
-                    stopping: false,
                     benign: false,
                     stored: false,
                     dirty: false,
@@ -358,14 +383,14 @@ impl Run {
         (index < found.count && self.name_of(task) == *name).then_some(task)
     }
 
-    /// From when on nothing new may start in this stage, if there is such a time.
-    pub fn cut(&self, stage: usize) -> Option<Timestamp> {
-        if let Some(stop) = &self.record.stop {
-            return Some(stop.at);
-        }
-        let failure = self.record.failure.as_ref()?;
-        (self.spec.fail_fast && self.stage_spec(stage).run_if == RunIf::Success)
-            .then_some(failure.at)
+    /// From when on nothing new may start in this stage, if there is such a time, and why.
+    pub fn cut(&self, stage: usize) -> Option<Cut<'_>> {
+        let failure = self.record.failure.as_ref();
+        let fails_fast = self.spec.fail_fast && self.stage_spec(stage).run_if == RunIf::Success;
+        let failed = failure.filter(|_| fails_fast).map(Cut::Failed);
+        let stopped = self.record.stop.as_ref().map(Cut::Stopped);
+        // Whichever came first: what it has ended stays as it is.
+        failed.into_iter().chain(stopped).min_by_key(Cut::at)
     }
 
     pub fn state(&self) -> RunState {
@@ -468,5 +493,6 @@ pub(super) fn written_state(written: Written) -> Option<TaskState> {
         Written::Cached => TaskState::Cached,
         Written::Failed => TaskState::Failed,
         Written::Cancelled => TaskState::Cancelled,
+        Written::Skipped => TaskState::Skipped,
     })
 }

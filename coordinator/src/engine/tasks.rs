@@ -19,7 +19,7 @@ use super::{
     deadlines::Due,
     records::{CacheRecord, FirstFailure, MAX_OUTPUTS, MAX_RESULTS_BYTES, Written, encode},
     retries::{Verdict, judge},
-    run::{RunSeq, TaskRef},
+    run::{Cut, RunSeq, TaskRef},
 };
 
 impl Engine {
@@ -31,15 +31,13 @@ impl Engine {
             };
             if let Some(stage) = run.to_open.pop_front() {
                 self.open_stage(seq, stage);
-            } else if run.active == 0 && !run.parked.is_empty() {
+            } else if run.active == 0 && !run.parked.is_empty() && !self.loading {
                 // Nothing can fail any more: what waits for a failure waits in vain.
                 let Some(stage) = run.parked.pop_first() else {
                     continue;
                 };
-                let latest = run.stages.iter().map(|s| s.latest).max();
-                let at = latest.unwrap_or_default().max(run.record.resumed_at);
-                self.skip_stage(seq, stage, at, true, "nothing failed");
-            } else if run.active == 0 && run.unfinished > 0 {
+                self.skip_parked(seq, stage);
+            } else if run.active == 0 && run.unfinished > 0 && !self.loading {
                 // Cannot be; if it is, the run must end all the same, and say so.
                 debug_assert!(false, "run {} is stuck", run.record.run);
                 let tasks = 0..u32::try_from(run.tasks.len()).unwrap_or(u32::MAX);
@@ -69,9 +67,9 @@ impl Engine {
         let upstream = run.stages[stage].upstream.iter();
         let latest = upstream.map(|up| run.stages[*up].latest).max();
         let ready_at = latest.unwrap_or_default().max(run.record.resumed_at);
-        let cut = run.cut(stage);
+        let cut = run.cut(stage).map(|cut| cut.at());
         if let Some(cut) = cut
-            && (!self.loading || ready_at > cut)
+            && (!self.loading || ready_at >= cut)
         {
             return self.sweep_stage(seq, stage);
         }
@@ -138,6 +136,10 @@ impl Engine {
                 }
             }
         }
+        #[cfg(test)]
+        if self.sabotage == Some(super::sim::Sabotage::AnyCacheEntry) && !self.loading {
+            reuse = reuse.or_else(|| self.cache.any());
+        }
         let hit = reuse.and_then(|key| Some((key, self.cache.take(&key)?)));
         let now = self.now;
         let Some(run) = self.runs.get_mut(&at.run) else {
@@ -168,7 +170,6 @@ impl Engine {
         };
         let task = &mut run.tasks[at.task as usize];
         task.state = TaskState::Queued;
-        task.stopping = false;
         run.active += 1;
         let shape = &run.stages[task.stage as usize].shape;
         let (priority, pipeline) = (run.record.priority, &run.record.pipeline);
@@ -210,7 +211,6 @@ impl Engine {
             return;
         }
         task.state = state;
-        task.stopping = false;
         task.ended_at = when;
         if let Some(record) = &mut task.record
             && write
@@ -274,20 +274,16 @@ impl Engine {
             return;
         };
         let Some(cut) = run.cut(stage) else { return };
-        let stop = run
-            .record
-            .stop
-            .as_ref()
-            .map(|stop| stop.failure.message.clone());
-        let failed = run.record.failure.as_ref().map(|f| f.task.to_string());
-        let why = match (&stop, failed) {
-            (Some(why), _) => why.clone(),
-            (None, Some(task)) => format!("not started: `{task}` has failed (`fail_fast`)"),
-            (None, None) => String::new(),
-        };
+        #[cfg(test)]
+        if self.sabotage == Some(super::sim::Sabotage::DeafToStop) && run.active > 0 {
+            return;
+        }
         if run.stages[stage].unfinished == 0 {
             return;
         }
+        let (when, why) = (cut.at(), cut.to_string());
+        let cancels = matches!(cut, Cut::Stopped(_));
+        let stops = run.record.stop.is_some();
         let (first, count) = (run.stages[stage].first, run.stages[stage].count);
         for number in first..first + count {
             let at = TaskRef {
@@ -298,37 +294,44 @@ impl Engine {
                 return;
             };
             let task = &mut run.tasks[number];
+            let tried = task.record.as_ref().and_then(|r| r.started_at).is_some();
             match task.state {
-                TaskState::Waiting | TaskState::Queued if stop.is_some() => {
+                TaskState::Backoff => self.end_unretried(at),
+                TaskState::Queued if tried => self.end_unretried(at),
+                TaskState::Waiting | TaskState::Queued if cancels => {
                     task.note.clone_from(&why);
-                    self.finish(at, TaskState::Cancelled, cut, false);
+                    self.finish(at, TaskState::Cancelled, when, false);
                 }
-                TaskState::Waiting | TaskState::Queued => self.skip(at, cut, false, why.clone()),
-                TaskState::Backoff => self.end_unretried(at, &why),
-                TaskState::Running if stop.is_some() => self.stop_attempt(at),
+                TaskState::Waiting | TaskState::Queued => {
+                    self.skip(at, when, false, format!("not started: {why}"));
+                }
+                TaskState::Running if stops => self.stop_attempt(at),
                 _ => {}
             }
         }
     }
 
     /// Ends a task that would have had another attempt, but must not.
-    fn end_unretried(&mut self, at: TaskRef, why: &str) {
+    fn end_unretried(&mut self, at: TaskRef) {
         let now = self.now;
         let Some(run) = self.runs.get_mut(&at.run) else {
             return;
         };
-        let stopped = run.record.stop.is_some();
+        let stage = run.tasks[at.task as usize].stage as usize;
+        let stop = run.record.stop.as_ref();
+        let (written, state, note) = match (stop, run.cut(stage)) {
+            (Some(stop), _) => {
+                let note = stop.failure.message.clone();
+                (Written::Cancelled, TaskState::Cancelled, note)
+            }
+            (None, cut) => {
+                let why = cut.map(|cut| cut.to_string()).unwrap_or_default();
+                let note = format!("not tried again: {why}");
+                (Written::Failed, TaskState::Failed, note)
+            }
+        };
         let task = &mut run.tasks[at.task as usize];
-        task.note = if stopped {
-            why.to_owned()
-        } else {
-            format!("not tried again: {why}")
-        };
-        let (written, state) = if stopped {
-            (Written::Cancelled, TaskState::Cancelled)
-        } else {
-            (Written::Failed, TaskState::Failed)
-        };
+        task.note = note;
         task.record().written = written;
         self.finish(at, state, now, true);
     }
@@ -341,6 +344,31 @@ impl Engine {
         for number in first..first + count {
             let task = u32::try_from(number).unwrap_or(u32::MAX);
             self.skip(TaskRef { run: seq, task }, when, benign, why.to_owned());
+        }
+    }
+
+    /// Skips a stage that waited for a failure. What follows may fail yet, so that this is written:
+    /// a new leader could not tell.
+    fn skip_parked(&mut self, seq: RunSeq, stage: usize) {
+        let now = self.now;
+        let Some(run) = self.runs.get(&seq) else {
+            return;
+        };
+        let (first, count) = (run.stages[stage].first, run.stages[stage].count);
+        for number in first..first + count {
+            let task = u32::try_from(number).unwrap_or(u32::MAX);
+            let at = TaskRef { run: seq, task };
+            let Some(run) = self.runs.get_mut(&seq) else {
+                return;
+            };
+            let task = &mut run.tasks[number];
+            if task.state != TaskState::Waiting {
+                continue;
+            }
+            task.benign = true;
+            "nothing failed".clone_into(&mut task.note);
+            task.record().written = Written::Skipped;
+            self.finish(at, TaskState::Skipped, now, true);
         }
     }
 
@@ -363,6 +391,7 @@ impl Engine {
     }
 
     fn fail(&mut self, at: TaskRef, failure: Failure) {
+        self.tick();
         let now = self.now;
         let Some(run) = self.runs.get_mut(&at.run) else {
             return;
@@ -398,6 +427,7 @@ impl Engine {
         let Some(worker) = self.fleet.name_of(session) else {
             return;
         };
+        self.tick();
         let id = report.id.clone();
         #[cfg(test)]
         let leak = self.sabotage == Some(super::sim::Sabotage::LeakedAttempts);
@@ -587,8 +617,12 @@ impl Engine {
             record.written = Written::Cancelled;
             return self.finish(at, TaskState::Cancelled, now, true);
         }
+        #[cfg(test)]
+        if self.sabotage == Some(super::sim::Sabotage::EndlessRetries) {
+            record.spent = super::records::Spent::default();
+        }
         match judge(retries, &mut record.spent, reason, asked, &mut self.random) {
-            Verdict::Again(_) if cut => self.end_unretried(at, "the run has failed (`fail_fast`)"),
+            Verdict::Again(_) if cut => self.end_unretried(at),
             Verdict::Again(wait) if wait.is_zero() => {
                 record.written = Written::Pending;
                 task.note = format!("attempt {} ended: {reason}", record.attempt);
@@ -623,7 +657,6 @@ impl Engine {
         let name = run.name_of(at.task);
         let id = run.record.run.clone();
         let task = &mut run.tasks[at.task as usize];
-        task.stopping = true;
         let Some(record) = &task.record else { return };
         let attempt = record.attempt;
         let worker = record.worker.as_ref();
