@@ -148,6 +148,11 @@ impl Cache {
         self.entries.get(key).map(|entry| &entry.record)
     }
 
+    #[cfg(test)]
+    pub fn any(&self) -> Option<Digest> {
+        self.by_use.first_key_value().map(|(_, key)| *key)
+    }
+
     /// Adds an entry, and drops those that have not been used for longest.
     pub fn put(&mut self, key: Digest, record: CacheRecord, limit: usize, writes: &mut Vec<Write>) {
         let value = encode(&record);

@@ -19,10 +19,11 @@ pub(super) fn random(rng: &mut Random) -> Result<PipelineSpec, String> {
             "with": if kind == "convert" { json!({"x": rng.below(3)}) } else { Value::Null },
             "resources": {"cpu": cpu},
             "retries": {
-                "errors": rng.below(3), "faults": rng.below(3), "lost_workers": 2 + rng.below(4),
+                "errors": rng.below(3), "faults": rng.below(3), "lost_workers": rng.below(4),
                 "backoff": format!("{}ms", 1 + rng.below(500)), "max_backoff": "1s"
             },
             "run_if": run_if,
+            "cache": rng.below(8) > 0,
         });
         let has_matrix = rng.below(4) == 0;
         if has_matrix {
@@ -65,6 +66,6 @@ pub(super) fn random(rng: &mut Random) -> Result<PipelineSpec, String> {
     serde_json::from_value(pipeline).map_err(|error| error.to_string())
 }
 
-pub(super) fn index(number: u64) -> usize {
+fn index(number: u64) -> usize {
     usize::try_from(number).unwrap_or(0)
 }
