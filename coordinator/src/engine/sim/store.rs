@@ -415,7 +415,7 @@ impl Store {
         self.made.insert(output, given.made_from(stage));
         if let Some(worker) = &given.worker {
             let running = self.on.entry(worker.clone()).or_default();
-            running.insert(task.clone(), stage.resources.to_resources());
+            running.insert(task.clone(), stage.reserves());
             let used = running
                 .values()
                 .fold(Resources::default(), |sum, one| sum.with(one));
