@@ -50,7 +50,8 @@ impl Group {
     /// Starts a process outside the group that ends the group when this program is gone, however
     /// it went. Without a shell on this machine there is none; then only orderly ends are covered.
     pub async fn guard(&self) -> Option<Guard> {
-        let script = r#"read -r word; [ "$word" = done ] || kill -KILL -- "-$1" 2>/dev/null"#;
+        // No `--` before the group: dash, which is `sh` on Debian and Ubuntu, knows none.
+        let script = r#"read -r word; [ "$word" = done ] || kill -KILL "-$1" 2>/dev/null"#;
         let started = Command::new("/bin/sh")
             .args([
                 "-c",
