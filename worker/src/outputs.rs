@@ -75,7 +75,11 @@ async fn store_directory(
 ) -> Result<Manifest, StageError> {
     let listed = {
         let (dir, what) = (dir.clone(), what.to_owned());
-        tokio::task::spawn_blocking(move || list(&dir, &what)).await
+        tokio::task::spawn_blocking(move || {
+            is_directory(&dir, &what)?;
+            list(&dir, &what)
+        })
+        .await
     };
     let paths = listed.map_err(|e| StageError::system(format!("cannot list {what}: {e}")))??;
     let files = stream::iter(paths)
@@ -104,6 +108,21 @@ fn stage_error(what: &str, error: ArtifactError) -> StageError {
     let mut out = StageError::storage(format!("cannot store {what}: {error}"));
     out.source = Some(Box::new(error));
     out
+}
+
+/// The directory of an output must still be one: whatever stands behind a link in its place is not
+/// the stage's.
+fn is_directory(dir: &Path, what: &str) -> Result<(), StageError> {
+    match fs::symlink_metadata(dir) {
+        Ok(meta) if meta.is_dir() => Ok(()),
+        Ok(_) => Err(StageError::user(format!(
+            "{what} is no directory any more: the command must write into it, not replace it"
+        ))),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(StageError::user(format!(
+            "{what} is missing: the command removed its directory"
+        ))),
+        Err(e) => Err(StageError::io("look at", dir, e)),
+    }
 }
 
 /// The regular files below a directory, as paths of an artifact.
@@ -181,6 +200,21 @@ mod tests {
             error.message.contains("`secret` is a symbolic link"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_directory_that_was_replaced_by_a_link_or_removed_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (link, gone) = (dir.path().join("link"), dir.path().join("gone"));
+        std::os::unix::fs::symlink(dir.path(), &link).unwrap();
+        let error = is_directory(&link, "the output `o`").unwrap_err();
+        assert!(
+            error.message.contains("is no directory any more"),
+            "{error}"
+        );
+        let error = is_directory(&gone, "the output `o`").unwrap_err();
+        assert!(error.message.contains("is missing"), "{error}");
+        assert!(is_directory(dir.path(), "it").is_ok());
     }
 
     #[test]

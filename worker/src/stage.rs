@@ -326,12 +326,18 @@ impl StageContext {
             .filter(move |input| input.name.as_str() == name)
     }
 
+    /// Where the directory for an output is.
+    #[must_use]
+    pub fn output_path(&self, name: &ArtifactName) -> PathBuf {
+        self.work_dir.join("outputs").join(name.as_str())
+    }
+
     /// Makes the directory for an output.
     ///
     /// # Errors
     /// Reason `storage`.
     pub fn output_dir(&self, name: &ArtifactName) -> Result<PathBuf, StageError> {
-        let dir = self.work_dir.join("outputs").join(name.as_str());
+        let dir = self.output_path(name);
         std::fs::create_dir_all(&dir).map_err(|e| StageError::io("make the directory", &dir, e))?;
         Ok(dir)
     }

@@ -67,7 +67,8 @@ impl Stage for Exec {
         ended.check(&spec, &tail)?;
         let mut artifacts = Vec::with_capacity(ctx.outputs.len());
         for (name, artifact_type) in ctx.outputs.iter().cloned() {
-            let dir = ctx.output_dir(&name)?;
+            // Made before the command; not made again, so that it is told if the command took it away.
+            let dir = ctx.output_path(&name);
             artifacts.push(Produced {
                 name,
                 content: ProducedContent::Directory {
