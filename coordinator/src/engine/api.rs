@@ -383,7 +383,7 @@ pub struct EngineConfig {
     /// How long an attempt that was told to stop may take before its task ends without it.
     pub stop_grace: Duration,
     /// How long after its time limit an attempt is given up; until then the worker, which keeps the
-    /// limit exactly, is waited for.
+    /// limit exactly, is waited for. Longer than a worker lets a command tidy up.
     pub timeout_slack: Duration,
 }
 
@@ -398,7 +398,7 @@ impl Default for EngineConfig {
             poison_limit: 3,
             max_ended_runs: 100_000,
             stop_grace: Duration::from_secs(15),
-            timeout_slack: Duration::from_secs(5),
+            timeout_slack: Duration::from_secs(15),
         }
     }
 }
