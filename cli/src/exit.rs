@@ -77,7 +77,11 @@ impl From<Status> for Exit {
             .map(|b| b.field_violations)
             .unwrap_or_default()
             .into_iter()
-            .map(|v| v.description)
+            .map(|v| match v.description.contains(&v.field) {
+                // A mistake in a pipeline names its field itself.
+                true => v.description,
+                false => format!("{}: {}", v.field, v.description),
+            })
             .collect();
         if !violations.is_empty() {
             return Self {
