@@ -7,14 +7,16 @@
 //! from anything but its own state, and nothing that a client or worker sends may make it panic.
 //!
 //! The engine's own time never goes back, and each thing that happens has an instant of its own, so
-//! that records tell what came first. Where the time handed in goes back (a new leader's clock is behind
-//! the old one's), the engine goes on from the latest time that it knows, and every deadline moves
-//! along: nothing waits for the clock to catch up.
+//! that records tell what came first. Where the time handed in goes back (a new leader's clock is
+//! behind the old one's), the engine goes on from the latest time that it knows, and every deadline
+//! moves along: nothing waits for the clock to catch up.
 //!
-//! Start with [`Engine::handle`]; then `tasks` (what becomes of a task), `runs` (submit, cancel,
-//! retry, end), `dispatch` and `placement` (who runs what), `load` (a new leader).
+//! Start with [`Engine::handle`]; then `tasks` (what becomes of a task), `attempts` (what one try of
+//! it comes to), `runs` (submit, cancel, retry, end), `dispatch` and `placement` (who runs what),
+//! `load` (a new leader).
 
 pub mod api;
+mod attempts;
 mod cache;
 mod conditions;
 mod deadlines;

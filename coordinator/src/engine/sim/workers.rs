@@ -58,8 +58,8 @@ impl Process {
 impl World {
     /// Another life of a worker.
     pub(super) fn new_process(&mut self, worker: usize) {
-        let lives = self.processes.iter().filter(|p| p.worker == worker);
-        let (life, before) = (lives.clone().count(), lives.last());
+        let mut lives = self.processes.iter().filter(|p| p.worker == worker);
+        let (life, before) = (lives.clone().count(), lives.next_back());
         let (total, slots) = match before {
             Some(before) => (before.total, before.slots),
             None => {
@@ -285,6 +285,7 @@ impl World {
         self.grant(number, 1);
     }
 
+    #[allow(clippy::result_large_err, reason = "as the engine takes it")]
     fn outcome(
         &mut self,
         number: usize,
