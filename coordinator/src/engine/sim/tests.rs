@@ -14,7 +14,7 @@ use std::{
 
 use super::*;
 
-/// What takes some 20 seconds of one core.
+/// What takes about a minute of one core.
 const SEEDS: u64 = if cfg!(debug_assertions) {
     2_000
 } else {
