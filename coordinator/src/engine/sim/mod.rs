@@ -8,7 +8,12 @@
 //! that some worlds see one fault often and others all of them. After every commit and on every
 //! message the invariants of [`store`] are checked from the outside: on the records written and on
 //! what workers, clients and watchers are told, never by asking the engine whether it is well.
-//! Then the faults stop, and every acknowledged run must end and leave nothing behind.
+//! Besides, now and then a new leader is loaded from the records alone, and must know what the
+//! leader knows. Then the faults stop, and every acknowledged run must end (I1) and leave nothing
+//! behind (I8).
+//!
+//! What is played here is the engine and its order of decide, persist, act; not the runtime, the
+//! wire, a real store or the bytes of artifacts and logs.
 //!
 //! The same seed plays the same world. Start with [`world::World::step`]; then `leaders` (decide,
 //! persist, act), `network`, `workers`, `clients`, `faults`.

@@ -1,4 +1,5 @@
-//! The store, and the invariants of everything that is written to it and told from it.
+//! The store, and the invariants of everything that is written to it and told from it. The checks
+//! at a commit are here, those of what starts in `starts`, those of what is told in `told`.
 //!
 //! - I2: what a client, a worker or a watcher was told stands in the store, and stays.
 //! - I3: a task is committed at most once (until its run is retried), by the attempt that was
@@ -8,6 +9,7 @@
 //! - I7: an attempt starts only when what it waits for has ended, and is given just what that has
 //!   committed; the same holds for what is reused instead.
 //! - I8: an ended run leaves no record but its summary.
+//! - I11: the times of a run and of a task never go back.
 //! - I13: no value is over its bound; no worker is given more than it has; no budget of retries is
 //!   overspent.
 //! - Nothing starts in a run that is to stop, nor in one that failed and is to fail fast.
@@ -24,17 +26,13 @@ use emberline_common::{
     failure::Reason,
     ids::{ArtifactName, AttemptId, Digest, Epoch, RunId, TaskName, WorkerName},
     resources::Resources,
-    run_view::{ModelVersion, TaskState, TaskView},
-    spec::{
-        PipelineSpec, RunIf, StageSpec,
-        condition::Condition,
-        expand::{fill, matrix_values},
-    },
+    run_view::{ModelVersion, TaskState},
+    spec::{PipelineSpec, StageSpec, expand::matrix_values},
 };
 use serde_json::{Value, json};
 
 use crate::engine::{
-    api::{ArchivedRun, Assignment, AttemptFailure, AttemptSuccess, EndedRun, Write},
+    api::{EndedRun, Write},
     records::{MAX_VALUE_BYTES, ModelRecord, RunRecord, TaskRecord, Written},
     run::written_state,
 };

@@ -1,6 +1,21 @@
 //! What starts, and what is reused instead: whether it may, and what it is to be given.
 
-use super::*;
+use std::sync::Arc;
+
+use emberline_common::{
+    failure::Reason,
+    ids::WorkerName,
+    resources::Resources,
+    run_view::TaskState,
+    spec::{
+        PipelineSpec, RunIf,
+        condition::Condition,
+        expand::{fill, matrix_values},
+    },
+};
+
+use super::{Given, Store, Task, attempt, output_of, place, tasks_of};
+use crate::engine::{records::RunRecord, run::written_state};
 
 impl Store {
     /// The spec and the record of a task's run.

@@ -1,6 +1,16 @@
 //! What workers, clients and watchers are told: it must stand in the store.
 
-use super::*;
+use emberline_common::{
+    ids::{AttemptId, WorkerName},
+    run_view::{TaskState, TaskView},
+};
+
+use super::Store;
+use crate::engine::{
+    api::{ArchivedRun, Assignment, AttemptFailure, AttemptSuccess},
+    records::Written,
+    run::written_state,
+};
 
 impl Store {
     /// Takes down that an attempt has ended on its worker.
