@@ -14,7 +14,7 @@ use std::{
 
 use super::*;
 
-/// What takes about a minute of one core.
+/// Without optimisation, what takes some 40 seconds of one core.
 const SEEDS: u64 = if cfg!(debug_assertions) {
     2_000
 } else {
