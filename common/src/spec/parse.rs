@@ -24,6 +24,8 @@ use crate::ids::Digest;
 
 /// Combinations of a matrix whose filled-in `with` is checked.
 const CHECKED_COMBINATIONS: usize = 64;
+/// Mistakes that are told; of more only the number. Nobody reads them all.
+const MAX_MISTAKES: usize = 100;
 
 /// One mistake in a pipeline file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,7 +71,7 @@ pub struct CheckedPipeline {
 /// Checks a pipeline. `params` are the values that a submit sets; the rest take their defaults.
 ///
 /// # Errors
-/// Every mistake, in the order of the file.
+/// Every mistake, in the order of the file; after the first 100 only how many more there are.
 pub fn parse_pipeline(
     file_name: &str,
     text: &str,
@@ -79,6 +81,19 @@ pub fn parse_pipeline(
     let parsed = check_text(text, params, &mut findings);
     findings.sort();
     findings.dedup();
+    if let Some(next) = findings.get(MAX_MISTAKES) {
+        let rest = Finding {
+            at: next.at,
+            field: String::new(),
+            message: format!(
+                "{} more mistakes from here on",
+                findings.len() - MAX_MISTAKES
+            ),
+            suggestion: None,
+        };
+        findings.truncate(MAX_MISTAKES);
+        findings.push(rest);
+    }
     match parsed {
         Some((spec, params)) if findings.is_empty() => Ok(CheckedPipeline {
             spec,
