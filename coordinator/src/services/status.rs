@@ -10,6 +10,7 @@ use emberline_common::{
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 
+use super::translate;
 use crate::{
     archive::ArchiveError,
     engine::api::Refusal,
@@ -51,13 +52,31 @@ pub(super) fn bad_wire(e: &WireError) -> Status {
     bad_field(&e.field, e.message.clone())
 }
 
-/// Every mistake of a pipeline, one violation each, that names the field, and the place in the text.
+/// Text of all violations together, in bytes. A status travels in the headers, and clients take 8 KiB
+/// of them (in base64, and with the message beside it).
+const MAX_VIOLATION_BYTES: usize = 4 << 10;
+
+/// The mistakes of a pipeline, one violation each, that names the field, and the place in the text;
+/// as many as a status can carry.
 pub(super) fn bad_pipeline(diagnostics: &[Diagnostic]) -> Status {
-    let violations: Vec<FieldViolation> = diagnostics
-        .iter()
-        .map(|d| FieldViolation::new(d.field.clone(), d.to_string()))
-        .collect();
-    let first = diagnostics.first().map(ToString::to_string);
+    let mut violations: Vec<FieldViolation> = Vec::new();
+    let mut bytes = 0;
+    for d in diagnostics {
+        let violation = FieldViolation::new(
+            translate::cut(d.field.clone(), 200),
+            translate::cut(d.to_string(), 1000),
+        );
+        bytes += violation.field.len() + violation.description.len();
+        if bytes > MAX_VIOLATION_BYTES {
+            let rest = diagnostics.len() - violations.len();
+            let text = format!("{rest} more mistakes: `ValidatePipeline` answers with all of them");
+            violations.push(FieldViolation::new("", text));
+            break;
+        }
+        violations.push(violation);
+    }
+    let first = diagnostics.first();
+    let first = first.map(|d| translate::cut(d.to_string(), 500));
     let message = match (diagnostics.len(), first) {
         (1, Some(first)) => first,
         (n, first) => format!(
