@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use emberline_common::spec::ByteSize;
 
 /// A lightweight MLOps engine: from raw data to a trained, checked, registered model.
 #[derive(Debug, Parser)]
@@ -47,6 +48,14 @@ pub struct ClusterArguments {
         default_value = ".emberline"
     )]
     pub state_dir: PathBuf,
+    /// The most that each worker of the embedded cluster keeps of artifacts in its cache.
+    #[arg(
+        long,
+        global = true,
+        env = "EMBERLINE_CACHE_SIZE",
+        default_value = "10GiB"
+    )]
+    pub cache_size: ByteSize,
 }
 
 /// How to print.

@@ -45,7 +45,9 @@ impl Cluster {
             });
         }
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        match EmbeddedCluster::start(&arguments.state_dir, listen, workers).await {
+        match EmbeddedCluster::start(&arguments.state_dir, arguments.cache_size, listen, workers)
+            .await
+        {
             Ok(cluster) => Self::of(cluster).await,
             Err(StartError::Failed(e)) => {
                 Err(Exit::cluster(format!("cannot start the embedded cluster: {e:#}")).into())
@@ -61,7 +63,14 @@ impl Cluster {
                             embedded: None,
                         });
                     }
-                    match EmbeddedCluster::start(&arguments.state_dir, listen, workers).await {
+                    match EmbeddedCluster::start(
+                        &arguments.state_dir,
+                        arguments.cache_size,
+                        listen,
+                        workers,
+                    )
+                    .await
+                    {
                         Ok(cluster) => return Self::of(cluster).await,
                         Err(StartError::Held(_)) => {}
                         Err(StartError::Failed(e)) => return Err(e),

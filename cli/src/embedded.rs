@@ -13,7 +13,9 @@ use std::{
 };
 
 use anyhow::Context as _;
-use emberline_common::{artifact::ArtifactStore, ids::WorkerName, resources::Resources};
+use emberline_common::{
+    artifact::ArtifactStore, ids::WorkerName, resources::Resources, spec::ByteSize,
+};
 use emberline_coordinator::{
     Coordinator, CoordinatorConfig,
     engine::api::EngineConfig,
@@ -89,6 +91,7 @@ impl EmbeddedCluster {
     /// [`StartError::Held`] if another process has the state directory.
     pub async fn start(
         state_dir: &Path,
+        cache_size: ByteSize,
         listen: SocketAddr,
         workers: u32,
     ) -> Result<Self, StartError> {
@@ -128,9 +131,13 @@ impl EmbeddedCluster {
             state_dir,
         };
         for number in 1..=workers {
-            let worker = cluster
-                .start_worker(number, workers, address, &artifacts)
-                .await?;
+            let config = cluster.worker_config(number, workers, address)?;
+            let config = WorkerConfig {
+                artifacts: Some(artifacts.clone()),
+                cache_bytes: cache_size.0,
+                ..config
+            };
+            let worker = Worker::builder(config).stages(all_stages()).start().await?;
             cluster.workers.push(worker);
         }
         cluster.workers_ready().await?;
@@ -142,23 +149,20 @@ impl EmbeddedCluster {
         Ok(cluster)
     }
 
-    async fn start_worker(
+    fn worker_config(
         &self,
         number: u32,
         of: u32,
         address: SocketAddr,
-        artifacts: &ArtifactStore,
-    ) -> anyhow::Result<RunningWorker> {
-        let config = WorkerConfig {
+    ) -> anyhow::Result<WorkerConfig> {
+        Ok(WorkerConfig {
             name: WorkerName::new(format!("worker-{number}"))?,
             leaders: vec![address.to_string()],
             resources: share(emberline_worker::machine::resources(), of),
             labels: BTreeMap::new(),
             state_dir: self.state_dir.join("workers").join(number.to_string()),
-            artifacts: Some(artifacts.clone()),
             ..WorkerConfig::default()
-        };
-        Ok(Worker::builder(config).stages(all_stages()).start().await?)
+        })
     }
 
     async fn workers_ready(&self) -> anyhow::Result<()> {

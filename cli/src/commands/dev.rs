@@ -30,11 +30,14 @@ pub async fn dev(
         return Err(Exit::input(line).into());
     }
     let mut terminate = signal(SignalKind::terminate())?;
-    let cluster = match EmbeddedCluster::start(&arguments.state_dir, address, workers).await {
-        Ok(cluster) => cluster,
-        Err(StartError::Held(why)) => return Err(Exit::cluster(why).into()),
-        Err(StartError::Failed(e)) => return Err(Exit::cluster(format!("{e:#}")).into()),
-    };
+    let cluster =
+        match EmbeddedCluster::start(&arguments.state_dir, arguments.cache_size, address, workers)
+            .await
+        {
+            Ok(cluster) => cluster,
+            Err(StartError::Held(why)) => return Err(Exit::cluster(why).into()),
+            Err(StartError::Failed(e)) => return Err(Exit::cluster(format!("{e:#}")).into()),
+        };
     if !quiet {
         output::line(format!(
             "emberline serves on http://{} with {workers} workers; Ctrl-C stops it",

@@ -7,6 +7,7 @@ use std::{
     path::Path,
 };
 
+use emberline_common::spec::ByteSize;
 use emberline_proto::v1::{GetRunResponse, RunState, SubmitRunRequest};
 use tokio::time::Instant;
 
@@ -20,6 +21,8 @@ use crate::{
     progress::between,
 };
 
+/// What each worker may keep of artifacts.
+const CACHE_SIZE: ByteSize = ByteSize(10 << 30);
 /// Stages of the chain.
 const HOPS: usize = 1000;
 /// Independent tasks.
@@ -138,7 +141,7 @@ pub(super) async fn overhead(
 
 async fn start(directory: &Path, workers: u32) -> anyhow::Result<Cluster> {
     let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    match EmbeddedCluster::start(&directory.join("state"), listen, workers).await {
+    match EmbeddedCluster::start(&directory.join("state"), CACHE_SIZE, listen, workers).await {
         Ok(cluster) => Cluster::of(cluster).await,
         Err(StartError::Held(why)) => Err(Exit::cluster(why).into()),
         Err(StartError::Failed(e)) => Err(e),
