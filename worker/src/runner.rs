@@ -238,6 +238,10 @@ impl Runner {
                 }
             },
         };
+        if done.result.is_err() && done.leftover.is_none() {
+            // What failed may have filled the disk: its log, and the record that it failed, need room.
+            remove_work_dir(&work_dir).await;
+        }
         if let Err(error) = &done.result {
             // The whole text: the state keeps only the beginning.
             sink.log(
@@ -254,14 +258,7 @@ impl Runner {
             // Its files are its own until it ends, and so is its slot.
             let _ = thread.await;
         }
-        let work_dir = work_dir.clone();
-        let removed = tokio::task::spawn_blocking(move || match fs::remove_dir_all(&work_dir) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                tracing::warn!(dir = %work_dir.display(), error = %e, "a work directory is left");
-            }
-            _ => {}
-        });
-        let _ = removed.await;
+        remove_work_dir(&work_dir).await;
         self.board.end(&id);
     }
 
@@ -534,6 +531,19 @@ fn panicked(panic: &(dyn std::any::Any + Send)) -> StageError {
         .or_else(|| panic.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "it did not say why".to_owned());
     StageError::system(format!("the stage panicked: {text}"))
+}
+
+/// Removes what an attempt left, if anything.
+async fn remove_work_dir(work_dir: &Path) {
+    let work_dir = work_dir.to_path_buf();
+    let removed = tokio::task::spawn_blocking(move || match fs::remove_dir_all(&work_dir) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(dir = %work_dir.display(), error = %e, "a work directory is left");
+        }
+        _ => {}
+    });
+    // A panic in it would be shown; nothing more can be done about it here.
+    let _ = removed.await;
 }
 
 fn report(
