@@ -11,7 +11,7 @@
 //! ```
 //!
 //! Start a cluster (`emberline dev`), then this worker with the address that it shows:
-//! `cargo run -p emberline-worker --example own_stage -- 127.0.0.1:7400`
+//! `cargo run -p emberline-worker --example own_stage -- 127.0.0.1:7420`
 
 use std::{collections::BTreeMap, error::Error, fs, sync::Arc, time::Duration};
 
