@@ -3,6 +3,7 @@
 //!
 //! Start with [`Worker::builder`]; a kind of your own begins with [`stage`], its tests with
 //! [`testing`]. `examples/own_stage.rs` is a whole worker with one.
+//! The guide has a page about it: `docs/guide/exec-and-own-stages.md`.
 
 mod board;
 mod cache;
