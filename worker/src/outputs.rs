@@ -10,7 +10,10 @@ use std::{
 };
 
 use emberline_common::{
-    artifact::{ArtifactError, ArtifactStore, MAX_FILES, Manifest, ManifestFile, check_path},
+    artifact::{
+        ArtifactError, ArtifactStore, MAX_FILES, Manifest, ManifestFile, check_path, digest_of_file,
+    },
+    ids::Digest,
     run_view::ArtifactRef,
     spec::ArtifactType,
 };
@@ -22,7 +25,9 @@ use crate::{
     stage::{Produced, ProducedContent, StageError},
 };
 
-/// Files on their way into the store at a time.
+/// Outputs on their way into the store at a time.
+const OUTPUTS_AT_A_TIME: usize = 4;
+/// Files of one output on their way into the store at a time.
 const FILES_AT_A_TIME: usize = 8;
 const MAX_DEPTH: usize = 64;
 
@@ -32,39 +37,47 @@ pub(crate) async fn store_all(
     cache: &Arc<Cache>,
     produced: Vec<Produced>,
 ) -> Result<Vec<ArtifactRef>, StageError> {
-    let mut out: Vec<ArtifactRef> = Vec::with_capacity(produced.len());
-    for Produced { name, content } in produced {
-        if out.iter().any(|other| other.name == name) {
+    for (at, one) in produced.iter().enumerate() {
+        if produced[..at].iter().any(|other| other.name == one.name) {
             return Err(StageError::system(format!(
-                "the stage gave the output `{name}` twice"
+                "the stage gave the output `{}` twice",
+                one.name
             )));
         }
-        let artifact = match content {
-            ProducedContent::Input(artifact) => ArtifactRef { name, ..artifact },
-            ProducedContent::Directory {
-                dir,
-                artifact_type,
-                metadata,
-            } => {
-                let what = format!("the output `{name}`");
-                let manifest =
-                    store_directory(store, cache, &what, dir, artifact_type, metadata).await?;
-                let digest = store
-                    .put_manifest(&manifest)
-                    .await
-                    .map_err(|e| stage_error(&what, e))?;
-                ArtifactRef {
-                    name,
-                    manifest: digest,
-                    bytes: manifest.bytes(),
-                }
-            }
-        };
-        out.push(artifact);
     }
-    Ok(out)
+    // Side by side: each wait is mostly for a disk or a server to say that the bytes are safe.
+    let stored = produced.into_iter().map(|one| store_one(store, cache, one));
+    stream::iter(stored)
+        .buffered(OUTPUTS_AT_A_TIME)
+        .try_collect()
+        .await
 }
 
+async fn store_one(
+    store: &ArtifactStore,
+    cache: &Arc<Cache>,
+    Produced { name, content }: Produced,
+) -> Result<ArtifactRef, StageError> {
+    match content {
+        ProducedContent::Input(artifact) => Ok(ArtifactRef { name, ..artifact }),
+        ProducedContent::Directory {
+            dir,
+            artifact_type,
+            metadata,
+        } => {
+            let what = format!("the output `{name}`");
+            let stored = store_directory(store, cache, &what, dir, artifact_type, metadata).await?;
+            let (manifest, bytes) = stored;
+            Ok(ArtifactRef {
+                name,
+                manifest,
+                bytes,
+            })
+        }
+    }
+}
+
+/// The manifest's digest and the bytes of the files.
 async fn store_directory(
     store: &ArtifactStore,
     cache: &Arc<Cache>,
@@ -72,7 +85,7 @@ async fn store_directory(
     dir: PathBuf,
     artifact_type: ArtifactType,
     metadata: Map<String, Value>,
-) -> Result<Manifest, StageError> {
+) -> Result<(Digest, u64), StageError> {
     let listed = {
         let (dir, what) = (dir.clone(), what.to_owned());
         tokio::task::spawn_blocking(move || {
@@ -86,22 +99,34 @@ async fn store_directory(
         .map(|path| {
             let file = dir.join(&path);
             async move {
-                let (sha256, bytes) = store
-                    .put_file(&file)
-                    .await
-                    .map_err(|e| stage_error(what, e))?;
-                cache.keep(&sha256, bytes, &file).await;
-                Ok::<_, StageError>(ManifestFile {
+                let (sha256, bytes) = digest_of_file(&file).await?;
+                Ok::<_, ArtifactError>(ManifestFile {
                     path,
                     sha256,
                     bytes,
                 })
             }
         })
-        .buffer_unordered(FILES_AT_A_TIME)
+        .buffered(FILES_AT_A_TIME)
         .try_collect()
-        .await?;
-    Ok(Manifest::new(artifact_type, files, metadata))
+        .await
+        .map_err(|e| stage_error(what, e))?;
+    let manifest = Manifest::new(artifact_type, files, metadata);
+    let files = stream::iter(manifest.files.clone())
+        .map(|file| {
+            let path = dir.join(&file.path);
+            async move {
+                store.put_file_as(&path, file.sha256, file.bytes).await?;
+                cache.keep(&file.sha256, file.bytes, &path).await;
+                Ok::<_, ArtifactError>(())
+            }
+        })
+        .buffer_unordered(FILES_AT_A_TIME)
+        .try_collect::<()>();
+    // Nobody is told of the manifest before both are done.
+    let stored = futures::try_join!(store.put_manifest(&manifest), files);
+    let (digest, ()) = stored.map_err(|e| stage_error(what, e))?;
+    Ok((digest, manifest.bytes()))
 }
 
 fn stage_error(what: &str, error: ArtifactError) -> StageError {

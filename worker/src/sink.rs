@@ -256,14 +256,10 @@ impl Writer {
                 }
             }
             if closed {
-                for (stream, dropped) in [(self.log, dropped_lines), (self.metrics, dropped_points)]
-                {
-                    if let Some(chunk) = stream.encoder.finish(dropped)
-                        && !stream.broken
-                    {
-                        put(&self.store, &self.id, stream.stream, chunk).await;
-                    }
-                }
+                futures::join!(
+                    end(&self.store, &self.id, self.log, dropped_lines),
+                    end(&self.store, &self.id, self.metrics, dropped_points),
+                );
                 return;
             }
             for stream in [&mut self.log, &mut self.metrics] {
@@ -300,6 +296,14 @@ async fn seal(store: &ArtifactStore, board: &Board, id: &AttemptId, stream: &mut
         LogStream::Log => update.log_chunks = sealed,
         LogStream::Metrics => update.metric_chunks = sealed,
     });
+}
+
+async fn end(store: &ArtifactStore, id: &AttemptId, stream: Stream, dropped: u64) {
+    if let Some(chunk) = stream.encoder.finish(dropped)
+        && !stream.broken
+    {
+        put(store, id, stream.stream, chunk).await;
+    }
 }
 
 async fn put(

@@ -11,7 +11,7 @@ mod writer;
 
 pub use error::ArtifactError;
 pub use manifest::{MAX_FILES, MAX_MANIFEST_BYTES, Manifest, ManifestFile, check_path};
-pub use store::{ArtifactStore, open_s3};
+pub use store::{ArtifactStore, digest_of_file, open_s3};
 pub use writer::BlobWriter;
 
 #[cfg(test)]

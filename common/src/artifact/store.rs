@@ -174,8 +174,22 @@ impl ArtifactStore {
     /// [`ArtifactError::Mismatch`] if the file changed in between.
     pub async fn put_file(&self, path: &FilePath) -> Result<(Digest, u64), ArtifactError> {
         let (digest, bytes) = digest_of_file(path).await?;
+        self.put_file_as(path, digest, bytes).await?;
+        Ok((digest, bytes))
+    }
+
+    /// Stores a file whose digest and size are known, as [`Self::put_file`] does.
+    ///
+    /// # Errors
+    /// As [`Self::put_file`].
+    pub async fn put_file_as(
+        &self,
+        path: &FilePath,
+        digest: Digest,
+        bytes: u64,
+    ) -> Result<(), ArtifactError> {
         if self.has_whole(&digest, bytes).await {
-            return Ok((digest, bytes));
+            return Ok(());
         }
         let mut file = tokio::fs::File::open(path)
             .await
@@ -192,7 +206,7 @@ impl ArtifactStore {
             }
             writer.write(piece.freeze()).await?;
         }
-        writer.finish(Some(digest)).await
+        writer.finish(Some(digest)).await.map(drop)
     }
 
     /// Stores a stream whose digest is not known before its end.
@@ -375,7 +389,7 @@ impl ArtifactStore {
         .try_flatten()
     }
 
-    /// Stores a manifest; its files must be stored already.
+    /// Stores a manifest. It and its files must all be stored before anyone is told its digest.
     ///
     /// # Errors
     /// [`ArtifactError::Manifest`] if it breaks a rule, [`ArtifactError::Store`].
@@ -450,7 +464,11 @@ impl ArtifactStore {
 }
 
 /// The SHA-256 and size of a local file.
-async fn digest_of_file(path: &FilePath) -> Result<(Digest, u64), ArtifactError> {
+/// The SHA-256 and the size of a file.
+///
+/// # Errors
+/// [`ArtifactError::Io`].
+pub async fn digest_of_file(path: &FilePath) -> Result<(Digest, u64), ArtifactError> {
     let path = path.to_owned();
     let shown = path.clone();
     let hashed = tokio::task::spawn_blocking(move || {
