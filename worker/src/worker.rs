@@ -20,6 +20,7 @@ use crate::{
     board::Board,
     cache::Cache,
     config::{WorkerConfig, WorkerError},
+    kinds::exec::end_leftovers,
     runner::Runner,
     session::{self, Session},
     stage::{Stage, StopReason},
@@ -104,7 +105,8 @@ impl WorkerBuilder {
                 source,
             })?;
             let work_dir = state_dir.join("work");
-            // What an earlier life did not come to remove.
+            // What an earlier life did not come to end and to remove.
+            end_leftovers(&work_dir);
             match fs::remove_dir_all(&work_dir) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                     return Err(WorkerError::StateDir {

@@ -136,35 +136,62 @@ impl Guard {
     }
 }
 
+/// Ends what the commands of an earlier life of this worker have left running: the guard of a group
+/// does not reach processes that have left it. `work_dir` is where attempts have their directories.
+pub(crate) fn end_leftovers(work_dir: &Path) {
+    let mut mark = [
+        MARK.as_bytes(),
+        b"=",
+        work_dir.as_os_str().as_encoded_bytes(),
+    ]
+    .concat();
+    mark.push(b'/');
+    let marked = |pid: &i32| {
+        fs::read(format!("/proc/{pid}/environ"))
+            .is_ok_and(|env| env.split(|b| *b == 0).any(|v| v.starts_with(&mark)))
+    };
+    for pid in pids().filter(marked).filter_map(Pid::from_raw) {
+        tracing::warn!(
+            pid = pid.as_raw_nonzero(),
+            "ending a process that an earlier attempt left"
+        );
+        // If it is gone already, all the better.
+        let _ = kill_process(pid, Signal::KILL);
+    }
+}
+
 struct Member {
     pid: i32,
     /// In bytes.
     resident: u64,
 }
 
+/// Every process of this machine.
+fn pids() -> impl Iterator<Item = i32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten();
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+}
+
 /// Every living process that is in the group or has the mark.
 fn members(group: i32, mark: &[u8]) -> Vec<Member> {
-    let Ok(entries) = fs::read_dir("/proc") else {
-        return Vec::new();
-    };
-    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
-    pids.filter_map(|pid| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name before it may have spaces and brackets of its own.
-        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
-        let (state, its_group) = (fields.first()?, fields.get(2)?);
-        if matches!(*state, "Z" | "X") {
-            return None;
-        }
-        let is_member = its_group.parse() == Ok(group)
-            || fs::read(format!("/proc/{pid}/environ"))
-                .is_ok_and(|env| env.split(|b| *b == 0).any(|variable| variable == mark));
-        is_member.then(|| Member {
-            pid,
-            resident: resident(pid).unwrap_or(0),
+    pids()
+        .filter_map(|pid| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            // The name before it may have spaces and brackets of its own.
+            let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
+            let (state, its_group) = (fields.first()?, fields.get(2)?);
+            if matches!(*state, "Z" | "X") {
+                return None;
+            }
+            let is_member = its_group.parse() == Ok(group)
+                || fs::read(format!("/proc/{pid}/environ"))
+                    .is_ok_and(|env| env.split(|b| *b == 0).any(|variable| variable == mark));
+            is_member.then(|| Member {
+                pid,
+                resident: resident(pid).unwrap_or(0),
+            })
         })
-    })
-    .collect()
+        .collect()
 }
 
 fn resident(pid: i32) -> Option<u64> {

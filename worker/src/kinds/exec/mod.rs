@@ -7,6 +7,8 @@
 mod group;
 mod output;
 
+pub(crate) use group::end_leftovers;
+
 #[cfg(test)]
 mod tests;
 
