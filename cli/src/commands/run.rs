@@ -8,6 +8,7 @@ use emberline_proto::v1::{
     stream_logs_response::Entry, watch_run_response::Event,
 };
 use serde_json::{Map, Value};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::StreamExt as _;
 
 use super::{runs::run_json, submission};
@@ -87,6 +88,8 @@ async fn submit_and_follow(
 pub async fn follow(cluster: &Cluster, id: &str, quiet: bool) -> anyhow::Result<GetRunResponse> {
     let mut progress = Progress::new(quiet);
     let mut interrupted = false;
+    // One listener for all of it: an interrupt that comes while we are busy with the first counts.
+    let mut interrupts = signal(SignalKind::interrupt())?;
     let mut watching = cluster
         .runs()
         .watch_run(WatchRunRequest { run: id.to_owned() })
@@ -108,8 +111,7 @@ pub async fn follow(cluster: &Cluster, id: &str, quiet: bool) -> anyhow::Result<
                 None => break,
             },
             stopped = cluster.stopped() => return Err(stopped.into()),
-            signal = tokio::signal::ctrl_c() => {
-                signal?;
+            _ = interrupts.recv() => {
                 if interrupted {
                     progress.finish();
                     return Err(Exit::new(exit::INTERRUPTED, format!("left; run `{id}` is not finished")).into());
