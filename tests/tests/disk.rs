@@ -63,7 +63,7 @@ fn an_artifact_that_does_not_fit_fails_with_reason_storage_and_leaves_nothing() 
     let source = place.write("large.bin", vec![7; 40 << 20]);
     place.write(
         "c.yaml",
-        format!("pipeline: c\nstages: {{ raw: {{ kind: collect, retries: {{ faults: 1, backoff: 10ms }}, with: {{ sources: [ {{ url: 'file:large.bin' }} ] }} }} }}\n"),
+        "pipeline: c\nstages: { raw: { kind: collect, retries: { faults: 1, backoff: 10ms }, with: { sources: [ { url: 'file:large.bin' } ] } } }\n",
     );
     let failed = place.emberline(&["run", "c.yaml"]).run().expect_code(1);
     let last = failed.stderr.lines().last().unwrap();

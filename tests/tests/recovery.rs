@@ -353,3 +353,104 @@ fn one_state_directory_has_one_cluster_and_others_are_its_clients() {
         "{nobody}"
     );
 }
+
+#[test]
+fn the_second_interrupt_leaves_at_once_and_the_run_can_be_ended_later() {
+    let place = Place::new();
+    // It takes its time when it is asked to stop.
+    place.write(
+        "p.yaml",
+        "pipeline: stubborn\nstages:\n  wait:\n    kind: exec\n    with: { command: [sh, -c, 'trap \"\" TERM; while :; do sleep 0.05; done'] }\n",
+    );
+    let process = place.emberline(&["run", "p.yaml"]).start();
+    let id = wait_for("a run", seconds(20), || run_of(&process.stderr()));
+    wait_for("the command runs", seconds(20), || {
+        (!processes::of_attempts_below(&place.dir()).is_empty()).then_some(())
+    });
+    process.signal(Signal::INT);
+    wait_for("the cancellation", seconds(20), || {
+        process
+            .stderr()
+            .contains("press Ctrl-C again")
+            .then_some(())
+    });
+    process.signal(Signal::INT);
+    let left = process.finish().expect_code(130);
+    let last = left.stderr.lines().last().unwrap();
+    assert_eq!(last, format!("error: left; run `{id}` is not finished"));
+    wait_for("the command is gone", seconds(10), || {
+        processes::of_attempts_below(&place.dir())
+            .is_empty()
+            .then_some(())
+    });
+    let resumed = place
+        .emberline(&["run", "p.yaml", "--resume", &id])
+        .run()
+        .expect_code(1);
+    assert!(resumed.stdout.contains("was cancelled"), "{resumed}");
+    assert_eq!(place.json(&["runs", "show", &id])["state"], "cancelled");
+}
+
+#[test]
+fn a_run_that_was_acknowledged_survives_a_kill_right_after() {
+    let place = Place::new();
+    place.write(
+        "p.yaml",
+        "pipeline: acknowledged\nparams: { n: 0 }\nstages:\n  a: { kind: exec, outputs: { o: files }, with: { command: [sh, -c, 'echo ${params.n} > $EMBERLINE_OUTPUT_O/n'] } }\n  b: { kind: noop, needs: [a] }\n",
+    );
+    let mut acknowledged = Vec::new();
+    for round in 0..6 {
+        let dev = Dev::start(&place);
+        for n in 0..3 {
+            let param = format!("n={}", round * 3 + n);
+            let answer = place
+                .emberline(&["run", "p.yaml", "--detach", "--param", &param])
+                .run()
+                .expect_code(0);
+            acknowledged.push((answer.stdout.trim().to_owned(), round * 3 + n));
+        }
+        dev.kill();
+    }
+    let dev = Dev::start(&place);
+    for (id, n) in &acknowledged {
+        place.emberline(&["runs", "watch", id]).run().expect_code(0);
+        let run = place.json(&["runs", "show", id]);
+        assert_eq!(run["state"], "succeeded", "{run:#}");
+        let made = task(&run, "a")["outputs"][0]["manifest"].as_str().unwrap();
+        let files = outside::artifact(&place.state(), made);
+        assert_eq!(files, [("n".to_owned(), format!("{n}\n").into_bytes())]);
+        outside::run_is_whole(&place.state(), &run);
+    }
+    let all = place.json(&["runs", "list", "--limit", "100"]);
+    assert_eq!(
+        all.as_array().unwrap().len(),
+        acknowledged.len(),
+        "a run was made twice"
+    );
+    dev.stop().expect_code(0);
+}
+
+#[test]
+fn what_had_left_its_group_before_a_kill_is_ended_by_the_next_start() {
+    let place = Place::new();
+    place.write(
+        "p.yaml",
+        "pipeline: daemons\nstages:\n  s: { kind: exec, with: { command: [sh, -c, 'setsid sleep 1000 & wait'] } }\n",
+    );
+    let process = place.emberline(&["run", "p.yaml"]).start();
+    let id = wait_for("a run", seconds(20), || run_of(&process.stderr()));
+    wait_for("both processes", seconds(20), || {
+        (processes::of_attempts_below(&place.dir()).len() == 2).then_some(())
+    });
+    process.kill();
+    place
+        .emberline(&["runs", "cancel", &id])
+        .run()
+        .expect_code(0);
+    place.write(
+        "noop.yaml",
+        "pipeline: noop\nstages: { a: { kind: noop } }\n",
+    );
+    assert_eq!(place.run("noop.yaml")["state"], "succeeded");
+    assert!(processes::of_attempts_below(&place.dir()).is_empty());
+}
