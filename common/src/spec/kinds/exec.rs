@@ -3,10 +3,11 @@
 //! In: any names and types. Out: as declared under the stage's `outputs`.
 //! Results: a JSON object that the command may write to `$EMBERLINE_RESULTS`.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
+use serde_json::Value;
 
 use crate::spec::ByteSize;
 
@@ -15,7 +16,8 @@ use crate::spec::ByteSize;
 #[serde(deny_unknown_fields)]
 pub struct ExecSpec {
     /// The program and its arguments, as they are: no shell reads them. For a shell write `["sh", "-c", "…"]`.
-    #[schemars(length(min = 1, max = 1000))]
+    #[serde(deserialize_with = "texts")]
+    #[schemars(with = "Vec<Text>", length(min = 1, max = 1000))]
     pub command: Vec<String>,
     /// Files beside the pipeline file that travel with the run and lie in the working directory, e.g. `train.py`. Their content is part of the cache key.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -23,6 +25,8 @@ pub struct ExecSpec {
     pub files: Vec<String>,
     /// Environment variables to set. Of the worker's own environment the command sees only `PATH`, `HOME`, `LANG` and `TZ`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(deserialize_with = "texts_by_name")]
+    #[schemars(with = "BTreeMap<String, Text>")]
     pub env: BTreeMap<String, String>,
     /// Exit codes that mean bad data: reason `data`, never retried.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -32,6 +36,70 @@ pub struct ExecSpec {
     pub max_log: ByteSize,
 }
 
+/// A text; a number or a truth value is taken as it is written, for `${matrix.rate}` alone is one.
+struct Text(String);
+
+impl JsonSchema for Text {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> Cow<'static, str> {
+        "Text".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": ["string", "number", "boolean"] })
+    }
+}
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        match Value::deserialize(from)? {
+            Value::String(text) => Ok(Self(text)),
+            Value::Number(number) => Ok(Self(number.to_string())),
+            Value::Bool(truth) => Ok(Self(truth.to_string())),
+            _ => Err(D::Error::custom("expected a text")),
+        }
+    }
+}
+
+fn texts<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+    let texts = Vec::<Text>::deserialize(from)?;
+    Ok(texts.into_iter().map(|text| text.0).collect())
+}
+
+fn texts_by_name<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<String, String>, D::Error> {
+    let texts = BTreeMap::<String, Text>::deserialize(from)?;
+    Ok(texts
+        .into_iter()
+        .map(|(name, text)| (name, text.0))
+        .collect())
+}
+
 const fn log_limit() -> ByteSize {
     ByteSize(64 << 20)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn numbers_and_truth_values_are_texts_of_a_command() {
+        let spec: ExecSpec = serde_json::from_value(json!({
+            "command": ["train", "--rate", 0.001, "--layers", 3, true],
+            "env": {"SEED": 7},
+        }))
+        .unwrap();
+        assert_eq!(
+            spec.command,
+            ["train", "--rate", "0.001", "--layers", "3", "true"]
+        );
+        assert_eq!(spec.env["SEED"], "7");
+        let nested = serde_json::from_value::<ExecSpec>(json!({"command": [["a"]]}));
+        assert!(nested.unwrap_err().to_string().contains("expected a text"));
+    }
 }
