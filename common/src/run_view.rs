@@ -11,6 +11,9 @@ use crate::{
     time::Timestamp,
 };
 
+/// The largest results of a task as JSON, in bytes: they are kept in the state.
+pub const MAX_RESULTS_BYTES: usize = 4 << 10;
+
 /// Where a run is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -18,7 +18,7 @@ use emberline_common::{
     failure::{Failure, Reason},
     ids::{ArtifactName, AttemptId, Digest, PipelineName, StageKind, TaskName},
     resources::Resources,
-    run_view::{ArtifactRef, RunView},
+    run_view::{ArtifactRef, MAX_RESULTS_BYTES, RunView},
     spec::ArtifactType,
     wire::{self, WireError},
 };
@@ -43,8 +43,6 @@ use crate::{
     },
 };
 
-/// The largest `results` of a stage, as JSON.
-const MAX_RESULTS_BYTES: usize = 4096;
 /// Input files on their way at a time.
 const FILES_AT_A_TIME: usize = 8;
 

@@ -6,14 +6,14 @@
 use emberline_common::{
     failure::{Failure, Reason},
     ids::AttemptId,
-    run_view::{ArtifactRef, ModelVersion, Results, TaskState},
+    run_view::{ArtifactRef, MAX_RESULTS_BYTES, ModelVersion, Results, TaskState},
 };
 
 use super::{
     Engine,
     api::{AttemptReport, AttemptSuccess, Effect, SessionId},
     deadlines::Due,
-    records::{CacheRecord, MAX_OUTPUTS, MAX_RESULTS_BYTES, Written, encode},
+    records::{CacheRecord, MAX_OUTPUTS, Written, encode},
     retries::{Verdict, judge},
     run::TaskRef,
 };
@@ -248,7 +248,7 @@ impl Engine {
                 record.written = Written::Backoff;
                 record.retry_at = Some(until);
                 let attempt = record.attempt;
-                task.note = format!("attempt {attempt} ended: {reason}; the next one waits");
+                task.note = format!("attempt {attempt} ended: {reason}");
                 task.state = TaskState::Backoff;
                 self.deadlines
                     .add(until, Due::Backoff { task: at, attempt });

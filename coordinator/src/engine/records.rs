@@ -23,8 +23,8 @@ use super::api::{LoadError, StageFile};
 
 /// The largest value that the state takes, in bytes.
 pub const MAX_VALUE_BYTES: usize = 64 << 10;
-/// The largest results of a task as JSON, in bytes.
-pub const MAX_RESULTS_BYTES: usize = 4 << 10;
+/// The longest request id, in bytes.
+pub const MAX_REQUEST_ID_BYTES: usize = 128;
 /// The most outputs of one task.
 pub const MAX_OUTPUTS: usize = 64;
 /// Room in a run's record for what is added after the submit (failure, cancellation).

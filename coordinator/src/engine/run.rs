@@ -15,6 +15,7 @@ use emberline_common::{
         PipelineSpec, RunIf, StageSpec,
         condition::Condition,
         expand::{fill, matrix_size},
+        semantics::MAX_STAGE_TASKS,
     },
     time::Timestamp,
 };
@@ -25,9 +26,6 @@ use super::{
     placement::Shape,
     records::{FirstFailure, RunRecord, StopRecord, TaskRecord, Written},
 };
-
-/// The most tasks of one stage.
-const MAX_STAGE_TASKS: usize = 10_000;
 
 /// The most inputs of all tasks of one stage together.
 const MAX_STAGE_INPUTS: usize = 100_000;

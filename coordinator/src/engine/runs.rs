@@ -15,15 +15,13 @@ use super::{
     api::{ArchivedRun, Effect, EndedRun, Outcome, Refusal, Submission, Write},
     deadlines::Due,
     records::{
-        EndRecord, MAX_VALUE_BYTES, RUN_RESERVE_BYTES, RunRecord, StopRecord, TaskRecord, Written,
-        encode, keys,
+        EndRecord, MAX_REQUEST_ID_BYTES, MAX_VALUE_BYTES, RUN_RESERVE_BYTES, RunRecord, StopRecord,
+        TaskRecord, Written, encode, keys,
     },
     run::{Run, RunSeq, TaskRef},
     spec_blob,
 };
 
-/// The longest request id, in bytes.
-const MAX_REQUEST_ID_BYTES: usize = 256;
 /// The largest pipeline as JSON, in bytes.
 const MAX_SPEC_BYTES: usize = 4 << 20;
 

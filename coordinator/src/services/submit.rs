@@ -16,6 +16,7 @@ use super::{Context, status, translate};
 use crate::{
     engine::{
         api::{StageFile, Submission},
+        records::MAX_REQUEST_ID_BYTES,
         spec_blob,
     },
     holds::Hold,
@@ -24,7 +25,6 @@ use crate::{
 const MAX_YAML_BYTES: usize = 1 << 20;
 const MAX_FILES: usize = 1000;
 const MAX_PATH_BYTES: usize = 1024;
-const MAX_REQUEST_ID_BYTES: usize = 128;
 const TRIGGERS: [&str; 4] = ["manual", "schedule", "data", "commit"];
 
 /// Values of parameters, each a JSON value.

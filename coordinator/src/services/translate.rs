@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use emberline_common::{
     failure::{Failure, Reason},
     ids::{AttemptId, Digest, StageKind},
-    run_view::{AttemptTiming, Results, RunView},
+    run_view::{AttemptTiming, MAX_RESULTS_BYTES, Results, RunView},
     wire,
 };
 use emberline_proto::v1;
@@ -13,9 +13,6 @@ use tonic::Status;
 
 use super::status;
 use crate::engine::api::{Assignment, AttemptFailure, AttemptReport, AttemptSuccess, StageFile};
-
-/// The largest results of an attempt, as JSON (design, "State").
-const MAX_RESULTS_BYTES: usize = 4096;
 
 pub(super) fn bad(e: wire::WireError) -> Status {
     status::bad_wire(&e)
