@@ -24,7 +24,8 @@ pub struct WorkerConfig {
     pub cache_bytes: u64,
     /// How long it goes on computing when no leader can be reached; then it stops and discards.
     pub orphan_grace: Duration,
-    /// How long a stage that was asked to stop may take, before its attempt is reported without it.
+    /// How long a stage that was asked to stop may take, before its attempt is reported without it;
+    /// less than what the leader waits before it ends the task by itself.
     pub stop_grace: Duration,
     /// The object store to use instead of the one that the leader names.
     pub artifacts: Option<ArtifactStore>,
@@ -41,7 +42,7 @@ impl Default for WorkerConfig {
             state_dir: PathBuf::from(".emberline/workers/1"),
             cache_bytes: 10 << 30,
             orphan_grace: Duration::from_secs(600),
-            stop_grace: Duration::from_secs(30),
+            stop_grace: Duration::from_secs(10),
             artifacts: None,
         }
     }

@@ -250,7 +250,7 @@ impl Ended {
             Self::Stopped(why) => {
                 let what = match why {
                     StopReason::Cancelled => "was stopped on request",
-                    StopReason::Timeout => "went over its time limit and was ended",
+                    StopReason::Timeout => "was ended, for it went over its time limit",
                     StopReason::Preempted => "was given back by its worker",
                 };
                 return Err(StageError::new(why.reason(), format!("`{name}` {what}")));
