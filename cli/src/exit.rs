@@ -108,9 +108,10 @@ pub fn leave(outcome: anyhow::Result<()>) -> ExitCode {
         return ExitCode::SUCCESS;
     };
     let closed_pipe = error.chain().any(|cause| {
-        cause
-            .downcast_ref::<std::io::Error>()
-            .is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+        let plain = cause.downcast_ref::<std::io::Error>().map(|e| e.kind());
+        let json = cause.downcast_ref::<serde_json::Error>();
+        let kind = plain.or_else(|| json.and_then(serde_json::Error::io_error_kind));
+        kind == Some(std::io::ErrorKind::BrokenPipe)
     });
     if closed_pipe {
         // The reader has seen enough, e.g. `emberline runs list | head`.

@@ -10,6 +10,7 @@ use emberline_proto::v1::{
 use serde_json::{Map, Value};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::StreamExt as _;
+use tonic::{Code, Status};
 
 use super::{runs::run_json, submission};
 use crate::{
@@ -21,6 +22,8 @@ use crate::{
     progress::{Progress, between, reason_name},
 };
 
+/// How often a run is followed on a cluster of another process, before we give up.
+const TURNS: u32 = 5;
 /// Lines of a failed task's log that are shown.
 const LAST_LINES: usize = 15;
 
@@ -32,20 +35,51 @@ pub async fn run(
     format: Format,
 ) -> anyhow::Result<()> {
     let pipeline = submission::read(&run.submit.file, &run.submit.params)?;
-    let cluster = Cluster::connect(arguments, run.workers).await?;
-    let outcome = submit_and_follow(&cluster, arguments, run, &pipeline, quiet, format).await;
-    let closed = cluster.close().await;
-    outcome.and(closed)
+    // One id for all tries, so that a submit whose answer was lost is still one run.
+    let request_id = submission::request_id();
+    for left in (0..TURNS).rev() {
+        let cluster = Cluster::connect(arguments, run.workers).await?;
+        let ours = cluster.is_ours();
+        let asked = Asked {
+            run,
+            pipeline: &pipeline,
+            request_id: &request_id,
+        };
+        let outcome = submit_and_follow(&cluster, arguments, &asked, quiet, format).await;
+        let closed = cluster.close().await;
+        let went_away = outcome.as_ref().is_err_and(|e| {
+            let code = e.downcast_ref::<Status>().map(Status::code);
+            code.is_some_and(|c| matches!(c, Code::Unavailable | Code::Unknown | Code::Cancelled))
+        });
+        if !went_away || ours || arguments.server.is_some() || left == 0 {
+            return outcome.and(closed);
+        }
+        // The process whose cluster we used has ended: it is our turn, or another's.
+        if !quiet {
+            eprintln!(
+                "the process that held `{}` has ended; going on",
+                arguments.state_dir.display()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// What is asked for.
+struct Asked<'a> {
+    run: &'a RunArguments,
+    pipeline: &'a submission::Pipeline,
+    request_id: &'a str,
 }
 
 async fn submit_and_follow(
     cluster: &Cluster,
     arguments: &ClusterArguments,
-    run: &RunArguments,
-    pipeline: &submission::Pipeline,
+    asked: &Asked<'_>,
     quiet: bool,
     format: Format,
 ) -> anyhow::Result<()> {
+    let Asked { run, pipeline, .. } = asked;
     if run.detach && cluster.is_ours() {
         let line = "`--detach` needs a cluster that stays up: start `emberline dev`, or name one with `--server`";
         return Err(Exit::input(line).into());
@@ -68,7 +102,8 @@ async fn submit_and_follow(
             summary.run
         }
         None => {
-            let request = submission::prepare(cluster, pipeline, &run.submit).await?;
+            let id = asked.request_id.to_owned();
+            let request = submission::prepare(cluster, pipeline, &run.submit, id).await?;
             cluster.runs().submit_run(request).await?.into_inner().run
         }
     };

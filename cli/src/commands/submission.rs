@@ -101,6 +101,7 @@ pub async fn prepare(
     cluster: &Cluster,
     pipeline: &Pipeline,
     arguments: &SubmitArguments,
+    request_id: String,
 ) -> anyhow::Result<SubmitRunRequest> {
     let parent = arguments
         .file
@@ -129,7 +130,7 @@ pub async fn prepare(
         file_name: arguments.file.display().to_string(),
         base_dir: base.display().to_string(),
         params,
-        request_id: request_id(),
+        request_id,
         priority: arguments.priority,
         no_cache: arguments.no_cache,
         files,
@@ -185,7 +186,7 @@ fn is_executable(metadata: &std::fs::Metadata) -> bool {
 }
 
 /// New for each submit, so that a submit repeated on a broken connection is still one run.
-fn request_id() -> String {
+pub fn request_id() -> String {
     let now = emberline_common::time::Timestamp::now().0;
     format!("cli-{now:x}-{:x}", std::process::id())
 }

@@ -56,7 +56,8 @@ async fn ask(
     arguments: &SubmitArguments,
     format: Format,
 ) -> anyhow::Result<()> {
-    let submission = submission::prepare(cluster, pipeline, arguments).await?;
+    let submission =
+        submission::prepare(cluster, pipeline, arguments, submission::request_id()).await?;
     let request = PlanRunRequest {
         submission: Some(submission),
     };

@@ -116,7 +116,8 @@ pub(super) async fn overhead(
             no_cache: true,
             priority: None,
         };
-        let request = submission::prepare(&cluster, &read, &arguments).await?;
+        let request =
+            submission::prepare(&cluster, &read, &arguments, submission::request_id()).await?;
         submit(&cluster, request).await
     };
     let measured = measured.await;
