@@ -7,6 +7,15 @@ use std::fmt::{self, Display, Write as _};
 /// Names and values of an element's attributes. Names are constants, values may be anyone's.
 pub type Attributes<'a> = &'a [(&'static str, &'a dyn Display)];
 
+/// The heading of a table's column.
+#[derive(Debug, Clone, Copy)]
+pub enum Heading<'a> {
+    /// Of texts.
+    Text(&'a str),
+    /// Of numbers, which stand to the right.
+    Number(&'a str),
+}
+
 /// A piece of a page.
 #[derive(Debug, Default)]
 pub struct Html {
@@ -90,19 +99,19 @@ impl Html {
         self.leaf("p", &[("class", &class)], text);
     }
 
-    /// Adds a table in a box that scrolls. A heading that begins with `#` is one of numbers.
-    pub fn table(&mut self, caption: &str, headings: &[&str], rows: impl FnOnce(&mut Self)) {
+    /// Adds a table in a box that scrolls.
+    pub fn table(&mut self, caption: &str, headings: &[Heading<'_>], rows: impl FnOnce(&mut Self)) {
         self.div("scroll", |h| {
             h.element("table", &[], |h| {
                 h.leaf("caption", &[], caption);
                 h.element("thead", &[], |h| {
                     h.element("tr", &[], |h| {
                         for heading in headings {
-                            match heading.strip_prefix('#') {
-                                Some(heading) => {
-                                    h.leaf("th", &[("scope", &"col"), ("class", &"n")], heading);
+                            match heading {
+                                Heading::Text(name) => h.leaf("th", &[("scope", &"col")], name),
+                                Heading::Number(name) => {
+                                    h.leaf("th", &[("scope", &"col"), ("class", &"n")], name);
                                 }
-                                None => h.leaf("th", &[("scope", &"col")], heading),
                             }
                         }
                     });

@@ -4,7 +4,10 @@ use emberline_common::ids::Digest;
 
 use crate::{
     format::{bytes, literal, plural},
-    html::Html,
+    html::{
+        Heading::{Number, Text},
+        Html, cut,
+    },
     material::Material,
 };
 
@@ -66,13 +69,19 @@ fn artifacts(h: &mut Html, material: &Material<'_>) {
         return;
     }
     let caption = "Artifacts by the task that produced them";
-    let headings = ["task", "made from", "output", "digest", "#size"];
+    let headings = [
+        Text("task"),
+        Text("made from"),
+        Text("output"),
+        Text("digest"),
+        Number("size"),
+    ];
     h.table(caption, &headings, |h| {
         for (task, artifact) in rows.take(MAX_ARTIFACTS) {
             h.row(|h| {
                 h.row_head(&task.task);
                 let needs: Vec<&str> = task.needs.iter().map(|need| need.as_str()).collect();
-                h.cell(crate::html::cut(&needs.join(", "), 120));
+                h.cell(cut(&needs.join(", "), 120));
                 h.cell(&artifact.name);
                 h.element("td", &[], |h| digest(h, &artifact.manifest));
                 h.number_cell(bytes(artifact.bytes));

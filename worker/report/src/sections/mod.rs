@@ -1,9 +1,16 @@
 //! The sections of the page. Each writes nothing at all when it has nothing to tell.
 
+mod data;
+mod evaluation;
 pub mod failure;
+mod graph;
 pub mod headline;
 pub mod lineage;
+mod sweep;
 mod tasks;
+mod training;
+mod validation;
+mod waterfall;
 
 use emberline_common::run_view::{RunState, TaskState};
 
@@ -20,11 +27,36 @@ pub struct Section {
 }
 
 /// In the order of the page.
-pub static ALL: [Section; 2] = [
+pub static ALL: [Section; 7] = [
     Section {
         id: "tasks",
         title: "Tasks",
         write: tasks::write,
+    },
+    Section {
+        id: "data",
+        title: "Data",
+        write: data::write,
+    },
+    Section {
+        id: "validation",
+        title: "Validation",
+        write: validation::write,
+    },
+    Section {
+        id: "training",
+        title: "Training",
+        write: training::write,
+    },
+    Section {
+        id: "sweep",
+        title: "Sweep",
+        write: sweep::write,
+    },
+    Section {
+        id: "evaluation",
+        title: "Evaluation",
+        write: evaluation::write,
     },
     Section {
         id: "lineage",

@@ -2,10 +2,13 @@
 
 use emberline_common::run_view::{TaskState, TaskView};
 
-use super::{badge, task_look};
+use super::{badge, graph, task_look, waterfall};
 use crate::{
     format::{count, duration, plural},
-    html::{Html, cut},
+    html::{
+        Heading::{Number, Text},
+        Html, cut,
+    },
     material::Material,
 };
 
@@ -17,6 +20,8 @@ pub fn write(h: &mut Html, material: &Material<'_>) {
     if material.tasks().is_empty() {
         return;
     }
+    graph::write(h, material);
+    waterfall::write(h, material);
     table(h, material);
 }
 
@@ -28,17 +33,17 @@ fn table(h: &mut Html, material: &Material<'_>) {
     }
     let left_out = tasks.len().saturating_sub(MAX_ROWS);
     let headings = [
-        "task",
-        "kind",
-        "state",
-        "#waited",
-        "#ran",
-        "#fetch",
-        "#stage",
-        "#store",
-        "#attempts",
-        "worker",
-        "note",
+        Text("task"),
+        Text("kind"),
+        Text("state"),
+        Number("waited"),
+        Number("ran"),
+        Number("fetch"),
+        Number("stage"),
+        Number("store"),
+        Number("attempts"),
+        Text("worker"),
+        Text("note"),
     ];
     h.table("Tasks and where their time went", &headings, |h| {
         for task in tasks.iter().take(MAX_ROWS) {
