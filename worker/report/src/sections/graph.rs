@@ -111,9 +111,15 @@ pub fn write(h: &mut Html, material: &Material<'_>) {
         .zip(&nodes)
         .map(|(name, node)| format!("{name}: {}", node.line()))
         .collect();
+    // It shrinks a little to fit the page; what is wider still is scrolled.
+    let width = format!("--width:{}px", Px(layout.width));
     h.element(
         "div",
-        &[("class", &"scroll graph"), ("tabindex", &"0")],
+        &[
+            ("class", &"scroll graph"),
+            ("style", &width),
+            ("tabindex", &"0"),
+        ],
         |h| {
             svg(
                 h,

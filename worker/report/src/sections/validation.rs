@@ -5,7 +5,7 @@ use emberline_worker::documents::{ColumnDrift, RuleFailure, Validation};
 use super::{data, verdict};
 use crate::{
     chart::bars,
-    format::{count, number, plural, value},
+    format::{count, literal, number, plural},
     html::{
         Heading::{Number, Text},
         Html, cut,
@@ -107,7 +107,7 @@ fn examples(h: &mut Html, failure: &RuleFailure) {
             h.row(|h| {
                 h.number_cell(count(row.row));
                 for column in &columns {
-                    let text = row.values.get(*column).map_or_else(String::new, value);
+                    let text = row.values.get(*column).map_or_else(String::new, literal);
                     if failure.column.as_deref() == Some(column) {
                         h.leaf("td", &[("class", &"culprit")], text);
                     } else {
