@@ -55,6 +55,22 @@ impl Node<'_> {
         Some(to.since(from))
     }
 
+    /// What stands in the box, which is narrow: what the sign says already is left out.
+    fn short(&self) -> String {
+        let state = self.state();
+        let (_, sign) = task_look(state);
+        let took = self.took().filter(|_| state != TaskState::Cached);
+        let mut parts = Vec::new();
+        if let [_, _, ..] = self.tasks[..] {
+            let alike = self.tasks.iter().filter(|task| task.state == state).count();
+            parts.push(format!("{alike}/{}", self.tasks.len()));
+        } else if took.is_none() || state != TaskState::Succeeded {
+            parts.push(state.to_string());
+        }
+        parts.extend(took.map(duration));
+        format!("{sign} {}", parts.join(" · "))
+    }
+
     fn line(&self) -> String {
         let state = self.state();
         let (_, sign) = task_look(state);
@@ -215,7 +231,7 @@ fn draw(h: &mut Html, name: &StageName, node: &Node<'_>, (x, y): (f64, f64)) {
         let texts = [
             ("stage", 20.0, cut(name.as_str(), 17)),
             ("kind", 34.0, cut(kind, 22)),
-            ("state", 48.0, node.line()),
+            ("state", 48.0, node.short()),
         ];
         for (class, down, text) in texts {
             h.leaf(
