@@ -9,7 +9,8 @@
 //! It runs the pipeline's own stages up to `evaluate` over plain directories. Settings are compared
 //! on the validation part (each `--train` overrides fields of the stage `train`); the test part is
 //! measured only with `--test`, for settings that are already chosen. It needs a pipeline that
-//! takes its seed from `${params.seed}` and names producers before their consumers.
+//! takes its seeds from `${params.seed}` and `${params.split_seed}`, and names producers before their
+//! consumers.
 
 #![allow(
     clippy::unwrap_used,
@@ -119,7 +120,8 @@ impl<'a> Made<'a> {
 type Figures = BTreeMap<String, f64>;
 
 fn one(text: &str, arguments: &Arguments, seed: u64, changes: &Map<String, Value>) -> Figures {
-    let params = Map::from_iter([("seed".to_owned(), json!(seed))]);
+    let seeds = ["seed", "split_seed"].map(|name| (name.to_owned(), json!(seed)));
+    let params = Map::from_iter(seeds);
     let checked = parse_pipeline(&arguments.pipeline, text, &params)
         .unwrap_or_else(|e| panic!("{}", e.first().unwrap()));
     let base = Path::new(&arguments.pipeline).parent().unwrap();
