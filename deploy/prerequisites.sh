@@ -1,30 +1,32 @@
-# What a Debian or Ubuntu machine needs to build Emberline; sourced by `quickstart` and `ci.sh`.
+# What a Debian or Ubuntu machine needs to build and test Emberline; sourced by `quickstart` and `ci.sh`.
 
-# need COMMAND PACKAGE...: installs the packages if the command is missing, and says so.
-need() {
-  local command=$1
+# packages WHY NAME...: installs Debian packages, and says so.
+packages() {
+  local why=$1 sudo=
   shift
-  if command -v "$command" >/dev/null; then
-    return
+  if ! command -v apt-get >/dev/null; then
+    echo "$why is missing, and this is no Debian or Ubuntu: install what they call $*, and start again" >&2
+    exit 1
   fi
-  local sudo=
   if [ "$(id -u)" -ne 0 ]; then
     sudo=sudo
   fi
-  if ! command -v apt-get >/dev/null; then
-    echo "\`$command\` is missing, and this is no Debian or Ubuntu: install $* and start again" >&2
-    exit 1
-  fi
-  echo "installing $* (for \`$command\`)" >&2
+  echo "installing $* ($why is missing)" >&2
   $sudo apt-get update -qq >&2
   $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >&2
 }
 
+# To build: the embedded database and the cryptography are C; they take a compiler, nothing else.
 prerequisites() {
   if ! command -v cargo >/dev/null; then
     echo "\`cargo\` is missing: install Rust 1.95 or newer, see https://rustup.rs" >&2
     exit 1
   fi
-  # The embedded database and the cryptography are C: they take a compiler, nothing else.
-  need cc gcc libc6-dev
+  command -v cc >/dev/null || packages "a C compiler" gcc libc6-dev
+}
+
+# To test, too: Python for an independent client, and for the example that trains with scikit-learn.
+test_prerequisites() {
+  prerequisites
+  python3 -c 'import ensurepip, venv' 2>/dev/null || packages "Python with venv" python3 python3-venv
 }
