@@ -288,34 +288,23 @@ impl<'a> Records<'a> {
         self.state.borrow_mut().limit = start + MAX_RECORD_BYTES + BUFFER_BYTES as u64;
         let read = self.reader.read_byte_record(&mut self.record);
         let end = self.reader.position().byte();
+        if self.state.borrow().too_long {
+            self.line = self.line_after(start);
+            return Err(self.too_long());
+        }
         self.count_lines(end);
-        let too_long = || {
-            self.error(&format!(
-                "a record of more than {MAX_RECORD_BYTES} bytes: is a quote not closed?"
-            ))
-        };
         match read {
             Ok(true) => {}
             Ok(false) => return Ok(false),
             Err(e) => {
-                let state = self.state.borrow();
                 return Err(match e.into_kind() {
-                    _ if state.too_long => {
-                        drop(state);
-                        // The record was not finished: it begins behind the last one.
-                        self.line = self.lines + 1;
-                        StageError::data(format!(
-                            "`{}` line {}: a record of more than {MAX_RECORD_BYTES} bytes: is a quote not closed?",
-                            self.file.label, self.line
-                        ))
-                    }
                     csv::ErrorKind::Io(e) => bytes::failed(self.file, e),
                     other => self.error(&format!("cannot be read: {other:?}")),
                 });
             }
         }
         if end.saturating_sub(start) > MAX_RECORD_BYTES {
-            return Err(too_long());
+            return Err(self.too_long());
         }
         let ended = self.state.borrow().ended;
         let last = self.record.iter().next_back().unwrap_or_default();
@@ -334,21 +323,41 @@ impl<'a> Records<'a> {
         Ok(true)
     }
 
+    fn too_long(&self) -> StageError {
+        self.error(&format!(
+            "a record of more than {MAX_RECORD_BYTES} bytes: is a quote not closed?"
+        ))
+    }
+
+    /// The line of the record that begins behind byte `start`, where the last one ended: the line
+    /// feed of its CRLF and empty lines may come first.
+    fn line_after(&self, start: u64) -> u64 {
+        let state = self.state.borrow();
+        let empty = (start..)
+            .zip(&state.newlines)
+            .take_while(|(at, newline)| at == *newline);
+        self.lines + empty.count() as u64 + 1
+    }
+
     /// Sets `line` to where the record begins that ends before byte `end`, counted from 1.
     fn count_lines(&mut self, end: u64) {
         let mut state = self.state.borrow_mut();
-        let mut last = None;
+        let (before, mut last) = (self.lines, None);
         while let Some(newline) = state.newlines.front().copied().filter(|n| *n < end) {
             state.newlines.pop_front();
             self.lines += 1;
             last = Some(newline);
         }
-        let inside: usize = self
-            .record
-            .iter()
-            .map(|field| field.iter().filter(|b| **b == b'\n').count())
-            .sum();
         let own = u64::from(last.is_some_and(|n| n + 1 == end));
+        // Line feeds that stand in fields are among them, if there are more than its own.
+        let inside: usize = if self.lines == before + own {
+            0
+        } else {
+            let fields = self.record.iter();
+            fields
+                .map(|field| memchr::memchr_iter(b'\n', field).count())
+                .sum()
+        };
         self.line = (1 + self.lines).saturating_sub(inside as u64 + own).max(1);
     }
 }
@@ -396,11 +405,8 @@ impl Read for Guard {
             if read > 0 {
                 let start = state.total;
                 state.total += read as u64;
-                for (i, byte) in buffer[..read].iter().enumerate() {
-                    if *byte == b'\n' {
-                        state.newlines.push_back(start + i as u64);
-                    }
-                }
+                let newlines = memchr::memchr_iter(b'\n', &buffer[..read]);
+                state.newlines.extend(newlines.map(|i| start + i as u64));
                 if state.bad_utf8.is_none() {
                     state.bad_utf8 = self.utf8.check(start, &buffer[..read]);
                 }
