@@ -147,10 +147,8 @@ pub fn push_cast(
         }
         (ColumnType::Integer, Value::Float(v)) => {
             // -2^63 is exact as a float, 2^63 is the first that no longer fits.
-            let fits = v.fract() == 0.0
-                && v >= -9_223_372_036_854_775_808.0
-                && v < 9_223_372_036_854_775_808.0;
-            if !fits {
+            let range = -9_223_372_036_854_775_808.0..9_223_372_036_854_775_808.0;
+            if v.fract() != 0.0 || !range.contains(&v) {
                 return Err(refused());
             }
             Value::Integer(v as i64)

@@ -51,7 +51,9 @@ impl Ran {
         Table::read_dir(self.test.output(&output.artifacts, name)).unwrap()
     }
     fn error(&self) -> (Reason, String) {
-        let error = self.result.as_ref().err().expect("the stage fails");
+        let Err(error) = &self.result else {
+            panic!("the stage must fail");
+        };
         assert!(!error.message.contains('\n'), "one line: {}", error.message);
         (error.reason, error.message.clone())
     }

@@ -437,9 +437,7 @@ impl Utf8Check {
         let mut piece = piece;
         let mut start = start;
         while !self.carry.is_empty() {
-            let Some((first, rest)) = piece.split_first() else {
-                return None;
-            };
+            let (first, rest) = piece.split_first()?;
             let begin = start - self.carry.len() as u64;
             self.carry.push(*first);
             (piece, start) = (rest, start + 1);
