@@ -1,1 +1,210 @@
-//! Tests of the engine, one file for each concern.
+//! The engine's rules, each by name: a small fleet and a clock in hand, and what is decided. Faults in
+//! every order are the simulator's part.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod caching;
+mod retries;
+mod scheduling;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use emberline_common::{
+    failure::{Failure, Reason},
+    ids::{ArtifactName, Digest, Epoch, Incarnation, RunId, StageKind, WorkerName},
+    resources::Resources,
+    run_view::{ArtifactRef, AttemptTiming, RunState, RunView, TaskState},
+    time::Timestamp,
+};
+use serde_json::{Map, Value, json};
+
+use super::{
+    Engine,
+    api::{
+        Assignment, AttemptFailure, AttemptReport, AttemptSuccess, Command, Effect, EngineConfig,
+        SessionId, Submission, WorkerHello,
+    },
+};
+
+/// An engine, the time, and what it has assigned and archived.
+struct Cluster {
+    engine: Engine,
+    now: Timestamp,
+    assigned: Vec<(SessionId, Assignment)>,
+    ended: BTreeMap<RunId, RunView>,
+    runs: u64,
+}
+
+impl Cluster {
+    fn new() -> Self {
+        Self {
+            engine: Engine::new(EngineConfig::default(), Epoch(1), 1),
+            now: Timestamp(1_000_000),
+            assigned: Vec::new(),
+            ended: BTreeMap::new(),
+            runs: 0,
+        }
+    }
+
+    fn handle(&mut self, command: Command) {
+        let decision = self.engine.handle(self.now, command);
+        decision.outcome.expect("the command is taken");
+        for effect in decision.effects {
+            match effect {
+                Effect::Assign {
+                    session,
+                    assignment,
+                } => self.assigned.push((session, *assignment)),
+                Effect::Archive(run) => {
+                    let view = run.view;
+                    self.ended.insert(view.summary.run.clone(), view);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// A worker that runs everything, with so many cores and credits.
+    fn worker(&mut self, number: u64, cores: u32, credits: u32) -> SessionId {
+        let kinds = ["convert", "train", "noop", "deploy"];
+        let kinds = kinds.map(|kind| (StageKind::new(kind).unwrap(), 1));
+        self.handle(Command::WorkerRegistered(Box::new(WorkerHello {
+            session: SessionId(number),
+            worker: WorkerName::new(format!("w{number}")).unwrap(),
+            incarnation: Incarnation::new(format!("i{number}")).unwrap(),
+            version: String::new(),
+            resources: Resources {
+                cpu_millis: cores * 1000,
+                ..Resources::default()
+            },
+            labels: BTreeMap::new(),
+            kinds: kinds.into_iter().collect(),
+            cached: Vec::new(),
+            running: Vec::new(),
+            credits,
+        })));
+        SessionId(number)
+    }
+
+    fn credits(&mut self, session: SessionId, credits: u32) {
+        self.handle(Command::Credits { session, credits });
+    }
+
+    fn submit(&mut self, pipeline: Value) -> RunId {
+        self.runs += 1;
+        let run = RunId::new(format!("r{}", self.runs)).unwrap();
+        self.now = self.now.after(Duration::from_millis(1));
+        self.handle(Command::Submit(Box::new(Submission {
+            run: run.clone(),
+            request_id: None,
+            spec: Arc::new(serde_json::from_value(pipeline).unwrap()),
+            revision: Digest::of(b"revision"),
+            params: Map::new(),
+            base_dir: String::new(),
+            priority: None,
+            no_cache: false,
+            files: Vec::new(),
+            trigger: "manual".to_owned(),
+            traceparent: String::new(),
+        })));
+        run
+    }
+
+    /// What was assigned since the last call, as `run/task`.
+    fn took(&mut self) -> Vec<(SessionId, Assignment)> {
+        std::mem::take(&mut self.assigned)
+    }
+
+    fn names(&mut self) -> Vec<String> {
+        let took = self.took();
+        let names = took
+            .iter()
+            .map(|(_, a)| format!("{}/{}", a.id.run, a.id.task));
+        names.collect()
+    }
+
+    fn report(&mut self, (session, assignment): &(SessionId, Assignment), outcome: Outcome) {
+        self.handle(Command::Reports {
+            session: *session,
+            reports: vec![AttemptReport {
+                id: assignment.id.clone(),
+                outcome,
+                timing: AttemptTiming::default(),
+            }],
+        });
+    }
+
+    /// Ends an attempt well, with an output `data` of that content, and gives its credit back.
+    fn succeed(&mut self, attempt: &(SessionId, Assignment), content: &str) {
+        let outcome = Ok(AttemptSuccess {
+            outputs: vec![ArtifactRef {
+                name: ArtifactName::new("data").unwrap(),
+                manifest: Digest::of(content.as_bytes()),
+                bytes: 10,
+            }],
+            ..AttemptSuccess::default()
+        });
+        self.report(attempt, outcome);
+        self.credits(attempt.0, 1);
+    }
+
+    fn fail(&mut self, attempt: &(SessionId, Assignment), reason: Reason) {
+        let outcome = Err(AttemptFailure {
+            failure: Failure::new(reason, "it failed"),
+            bad_manifest: None,
+            outputs: Vec::new(),
+            results: Map::new(),
+        });
+        self.report(attempt, outcome);
+        self.credits(attempt.0, 1);
+    }
+
+    /// Moves the clock to the next deadline.
+    fn next_deadline(&mut self) -> Duration {
+        let until = self.engine.next_deadline().expect("something is due");
+        let waited = until.since(self.now);
+        self.now = self.now.max(until);
+        self.handle(Command::Tick);
+        waited
+    }
+
+    fn view(&self, run: &RunId) -> RunView {
+        let ended = self.ended.get(run).cloned();
+        ended
+            .or_else(|| self.engine.run_view(run))
+            .expect("the run is known")
+    }
+
+    fn task(&self, run: &RunId, task: &str) -> TaskState {
+        let view = self.view(run);
+        let found = view.tasks.iter().find(|t| t.task.as_str() == task);
+        found.expect("the task is there").state
+    }
+}
+
+type Outcome = Result<AttemptSuccess, AttemptFailure>;
+
+/// A pipeline of one stage.
+fn single(name: &str, stage: Value) -> Value {
+    json!({"pipeline": name, "stages": {"work": stage}})
+}
+
+fn convert(x: u64) -> Value {
+    json!({"kind": "convert", "with": {"x": x}})
+}
+
+#[test]
+fn a_run_ends_when_its_last_task_has() {
+    let mut cluster = Cluster::new();
+    cluster.worker(1, 1, 1);
+    let run = cluster.submit(json!({"pipeline": "p", "stages": {
+        "first": convert(1),
+        "second": {"kind": "convert", "inputs": {"in": "first.data"}},
+    }}));
+    let first = cluster.took().remove(0);
+    assert_eq!(cluster.task(&run, "second"), TaskState::Waiting);
+    cluster.succeed(&first, "a");
+    let second = cluster.took().remove(0);
+    assert_eq!(second.1.inputs[0].artifact.manifest, Digest::of(b"a"));
+    cluster.succeed(&second, "b");
+    assert_eq!(cluster.view(&run).summary.state, RunState::Succeeded);
+}

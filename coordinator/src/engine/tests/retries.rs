@@ -1,0 +1,85 @@
+//! What is tried again, how often and when.
+
+use super::*;
+
+fn retried(retries: Value) -> (Cluster, RunId) {
+    let mut cluster = Cluster::new();
+    cluster.worker(1, 8, 8);
+    let mut stage = convert(1);
+    stage["retries"] = retries;
+    let run = cluster.submit(single("p", stage));
+    (cluster, run)
+}
+
+#[test]
+fn an_error_of_the_stage_is_tried_again_after_a_growing_wait() {
+    let (mut cluster, run) = retried(json!({"errors": 2, "backoff": "1s", "max_backoff": "1m"}));
+    let mut waits = Vec::new();
+    for attempt in 1..=3 {
+        let started = cluster.took().remove(0);
+        assert_eq!(started.1.id.attempt, attempt);
+        cluster.fail(&started, Reason::UserError);
+        if attempt < 3 {
+            assert_eq!(cluster.task(&run, "work"), TaskState::Backoff);
+            waits.push(cluster.next_deadline().as_secs_f64());
+        }
+    }
+    // Up to half is taken off, so that many do not come back at one moment.
+    assert!((0.5..=1.0).contains(&waits[0]), "{waits:?}");
+    assert!((1.0..=2.0).contains(&waits[1]), "{waits:?}");
+    assert_eq!(cluster.task(&run, "work"), TaskState::Failed);
+    assert!(cluster.took().is_empty());
+}
+
+#[test]
+fn bad_data_and_a_gate_that_does_not_hold_are_never_tried_again() {
+    for reason in [Reason::Data, Reason::QualityGate] {
+        let (mut cluster, run) = retried(json!({"errors": 9, "faults": 9}));
+        let started = cluster.took().remove(0);
+        cluster.fail(&started, reason);
+        assert_eq!(cluster.task(&run, "work"), TaskState::Failed);
+    }
+}
+
+#[test]
+fn a_lost_worker_spends_its_own_budget_and_waits_for_nothing() {
+    let (mut cluster, run) = retried(json!({"errors": 0, "lost_workers": 1}));
+    cluster.took();
+    cluster.handle(Command::WorkerDisconnected {
+        session: SessionId(1),
+    });
+    // It is waited for first.
+    cluster.worker(2, 8, 8);
+    assert!(cluster.took().is_empty());
+    let waited = cluster.next_deadline().as_secs_f64();
+    assert!((3.0..3.01).contains(&waited), "{waited}");
+    let again = cluster.took().remove(0);
+    assert_eq!((again.0, again.1.id.attempt), (SessionId(2), 2));
+    cluster.handle(Command::WorkerDisconnected {
+        session: SessionId(2),
+    });
+    cluster.next_deadline();
+    assert_eq!(cluster.task(&run, "work"), TaskState::Failed);
+    let failure = cluster.view(&run).summary.failure.unwrap();
+    assert_eq!(failure.reason, Reason::WorkerLost);
+}
+
+#[test]
+fn the_late_report_of_a_lost_attempt_changes_nothing() {
+    let (mut cluster, run) = retried(json!({"lost_workers": 3}));
+    let lost = cluster.took().remove(0);
+    cluster.handle(Command::WorkerDisconnected {
+        session: SessionId(1),
+    });
+    let other = cluster.worker(2, 8, 8);
+    cluster.next_deadline();
+    let current = cluster.took().remove(0);
+    // The first worker comes back, and reports through its new session.
+    let back = cluster.worker(3, 8, 0);
+    cluster.succeed(&(back, lost.1), "late");
+    assert_eq!(cluster.task(&run, "work"), TaskState::Running);
+    cluster.succeed(&current, "current");
+    let view = cluster.view(&run);
+    assert_eq!(view.tasks[0].outputs[0].manifest, Digest::of(b"current"));
+    assert_eq!(current.0, other);
+}
