@@ -113,7 +113,7 @@ fn main() {
     while let Some(flag) = rest.next() {
         let mut number = || rest.next().and_then(|n| n.parse().ok()).expect("a number");
         match flag.as_str() {
-            "--rounds" => rounds = number(),
+            "--rounds" => rounds = number().max(1),
             "--rows" => rows = number(),
             "--json" => as_json = true,
             // cargo itself adds it.
