@@ -31,7 +31,9 @@ pub fn sorted_numbers(column: &Column) -> Option<Vec<f64>> {
 /// The population stability index of numbers, both sorted, over the bins between the reference's
 /// deciles: `Σ (p − q) · ln(p / q)` with the shares `p` of the data and `q` of the reference, each at
 /// least [`EMPTY_SHARE`]. A decile is the smallest value with at least that share of the reference at
-/// or below it; equal deciles are one, so there may be fewer than ten bins.
+/// or below it; equal deciles are one, so there may be fewer than ten bins. Where the lowest decile is
+/// the smallest value of the reference, what is smaller still has a bin of its own: else a constant
+/// that falls would not be seen.
 ///
 /// Source: N. Siddiqi, "Credit Risk Scorecards", Wiley 2006, chapter 8; it is the symmetric
 /// (Jeffreys) divergence of Kullback and Leibler.
@@ -42,6 +44,11 @@ pub fn psi_numbers(data: &[f64], reference: &[f64]) -> f64 {
         .copied()
         .collect();
     edges.dedup();
+    if let (Some(lowest), Some(smallest)) = (edges.first(), reference.first())
+        && lowest == smallest
+    {
+        edges.insert(0, smallest.next_down());
+    }
     let shares = |sorted: &[f64]| -> Vec<usize> {
         let mut below = 0;
         let mut out: Vec<usize> = edges
