@@ -204,6 +204,54 @@ fn lock_up(connection: &mut Connection, ctx: &StageContext) -> rusqlite::Result<
     }))
 }
 
+/// Whether a query asks for the present time: by the literal `'now'`, or by a date function without
+/// the argument that stands for a time. (The functions themselves are of use on columns.)
+fn reads_the_clock(sql: &str) -> bool {
+    let sql = sql.to_ascii_lowercase();
+    if ["'now'", "\"now\""].iter().any(|now| sql.contains(now)) {
+        return true;
+    }
+    // Each with the number of arguments below which the present time is meant.
+    let functions = [
+        ("date", 1),
+        ("time", 1),
+        ("datetime", 1),
+        ("julianday", 1),
+        ("unixepoch", 1),
+        ("strftime", 2),
+    ];
+    functions.iter().any(|(name, enough)| {
+        sql.match_indices(name).any(|(at, _)| {
+            let in_name = |c: char| c.is_alphanumeric() || c == '_';
+            let begins = !sql[..at].ends_with(in_name);
+            let rest = sql[at + name.len()..].trim_start();
+            begins
+                && rest
+                    .strip_prefix('(')
+                    .is_some_and(|rest| arguments(rest) < *enough)
+        })
+    })
+}
+
+/// How many arguments stand before the closing parenthesis.
+fn arguments(text: &str) -> usize {
+    let (mut depth, mut quote, mut commas, mut empty) = (0_usize, None, 0, true);
+    for c in text.chars() {
+        match (quote, c) {
+            (Some(open), c) if c == open => quote = None,
+            (Some(_), _) => {}
+            (None, '\'' | '"') => quote = Some(c),
+            (None, '(') => depth += 1,
+            (None, ')') if depth == 0 => break,
+            (None, ')') => depth -= 1,
+            (None, ',') if depth == 0 => commas += 1,
+            _ => {}
+        }
+        empty &= c.is_whitespace();
+    }
+    if empty { 0 } else { commas + 1 }
+}
+
 /// What a column of the result has held.
 #[derive(Default, Clone)]
 struct Seen {
@@ -221,6 +269,12 @@ fn query(
     path: &Path,
     ctx: &StageContext,
 ) -> Result<Schema, StageError> {
+    if reads_the_clock(sql) {
+        return Err(StageError::user(
+            "`sql` asks what time it is now: the same inputs are to give the same rows, so take the \
+             time from a column or a parameter",
+        ));
+    }
     let mut statement = connection.prepare(sql).map_err(|e| match e {
         rusqlite::Error::MultipleStatement => {
             StageError::user("`sql` is to be one SELECT, but there is more behind the first `;`")

@@ -268,17 +268,31 @@ mod sql {
             ("SELECT m FROM data", "m"),
             ("SELECT 1; SELECT 2", "one"),
             ("", "SELECT"),
-            ("DROP TABLE data", ""),
-            ("DELETE FROM data", ""),
-            ("ATTACH '/etc/passwd' AS p", ""),
-            ("PRAGMA database_list", ""),
-            ("SELECT load_extension('x')", ""),
+            ("DROP TABLE data", "not authorized"),
+            ("DELETE FROM data", "not authorized"),
+            ("ATTACH '/etc/passwd' AS p", "not authorized"),
+            ("PRAGMA database_list", "not authorized"),
+            ("SELECT load_extension('x')", "load_extension"),
             ("SELECT random() AS r FROM data", "random"),
+            ("SELECT date('NOW') AS d FROM data", "time it is now"),
+            ("SELECT strftime('%s') AS d FROM data", "time it is now"),
+            ("SELECT unixepoch ( ) AS d FROM data", "time it is now"),
+            ("SELECT current_date AS d FROM data", "current_date"),
             ("SELECT n AS a, n AS a FROM data", "`a`"),
         ] {
             refused(&query(sql), Reason::UserError, &[part]);
         }
-        assert!(Path::new("/etc/passwd").exists());
+    }
+
+    #[test]
+    fn dates_of_columns_can_be_computed() {
+        let sql = "SELECT date(n * 86400, 'unixepoch') AS day, strftime('%Y', n, 'unixepoch') AS year FROM data";
+        let table = query(sql).table("data");
+        assert_eq!(
+            column(&table, "day"),
+            ["1970-01-02", "1970-01-03", "1970-01-05"]
+        );
+        assert_eq!(column(&table, "year"), ["1970", "1970", "1970"]);
     }
 
     #[test]
@@ -300,9 +314,10 @@ mod sql {
             .build();
         let error = thread::scope(|scope| {
             let running = scope.spawn(|| Convert.run(&test.ctx).unwrap_err());
-            let database = test.ctx.work_dir.join("sql.db");
+            // Made right before the first row is asked for.
+            let result = test.ctx.work_dir.join("sql-result.bin");
             let deadline = Instant::now() + Duration::from_secs(20);
-            while !database.exists() && Instant::now() < deadline {
+            while !result.exists() && Instant::now() < deadline {
                 thread::yield_now();
             }
             test.stop(StopReason::Timeout);
