@@ -21,7 +21,7 @@ fn main() {
     while let Some(flag) = rest.next() {
         let mut number = || rest.next().and_then(|n| n.parse().ok()).expect("a number");
         match flag.as_str() {
-            "--rounds" => rounds = number().max(1),
+            "--rounds" => rounds = number(),
             "--rows" => rows = number(),
             "--json" => as_json = true,
             // cargo itself adds it.
@@ -49,7 +49,7 @@ fn main() {
         ),
     ];
     for (name, spec) in cases {
-        let mut seconds: Vec<f64> = (0..rounds)
+        let mut seconds: Vec<f64> = (0..rounds.max(1))
             .map(|_| {
                 let test = TestContext::builder()
                     .spec(spec.clone())
@@ -61,9 +61,12 @@ fn main() {
             })
             .collect();
         seconds.sort_by(f64::total_cmp);
-        let median = seconds[rounds / 2];
+        let median = seconds[seconds.len() / 2];
         let per_second = |seconds: f64| rows as f64 / seconds;
-        let (low, high) = (per_second(seconds[rounds - 1]), per_second(seconds[0]));
+        let (low, high) = (
+            per_second(seconds[seconds.len() - 1]),
+            per_second(seconds[0]),
+        );
         if as_json {
             let line = json!({
                 "bench": "convert", "name": name, "unit": "rows/s", "rounds": rounds,

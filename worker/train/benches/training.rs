@@ -113,7 +113,7 @@ fn main() {
     while let Some(flag) = rest.next() {
         let mut number = || rest.next().and_then(|n| n.parse().ok()).expect("a number");
         match flag.as_str() {
-            "--rounds" => rounds = number().max(1),
+            "--rounds" => rounds = number(),
             "--rows" => rows = number(),
             "--json" => as_json = true,
             // cargo itself adds it.
@@ -147,15 +147,15 @@ fn main() {
             "task": "classification", "label": "label", "seed": 1,
             "batch_size": batch, "model": model,
         });
-        let mut figures: Vec<f64> = (0..rounds)
+        let mut figures: Vec<f64> = (0..rounds.max(1))
             .map(|_| {
                 let took = seconds(&spec, dir.path(), many) - seconds(&spec, dir.path(), few);
                 ((many - few) * rows as u64) as f64 / took
             })
             .collect();
         figures.sort_by(f64::total_cmp);
-        let (low, high) = (figures[0], figures[rounds - 1]);
-        let median = figures[rounds / 2];
+        let (low, high) = (figures[0], figures[figures.len() - 1]);
+        let median = figures[figures.len() / 2];
         if as_json {
             let line = json!({
                 "bench": "training", "name": name, "unit": "samples/s",
