@@ -55,7 +55,8 @@ deny() {
 tests() {
   # The process tests run the binary that a user runs.
   cargo build --locked -p emberline-cli
-  cargo nextest run --locked --workspace --no-fail-fast
+  # Five times the seeds that a plain `cargo test` plays.
+  EMBERLINE_SIM_SEEDS=10000 cargo nextest run --locked --workspace --no-fail-fast
   cargo test --locked --workspace --doc --quiet
 }
 

@@ -339,6 +339,11 @@ impl Semantics<'_> {
             .iter()
             .find(|(o, _)| *o == reference.output.as_str());
         let Some((_, found)) = found else {
+            let kind = from.node.get("kind").and_then(Node::text);
+            if from.kind.is_none() && !kind.is_some_and(|kind| kind.contains('/')) {
+                // What a stage of no known kind gives is not known either, and its kind is told.
+                return;
+            }
             let names: Vec<&str> = from.outputs.iter().map(|(o, _)| o.as_str()).collect();
             let suggestion = Self::did_you_mean(reference.output.as_str(), names.iter().copied())
                 .or_else(|| {

@@ -83,6 +83,12 @@ fn every_mistake_is_told_at_once_with_place_and_suggestion() {
 }
 
 #[test]
+fn an_unknown_kind_is_one_mistake_whoever_uses_its_stage() {
+    let text = "pipeline: p\nstages:\n  raw: {kind: colect}\n  t: {kind: convert, inputs: {raw: raw.data}}\n";
+    expect(text, &["unknown stage kind `colect`"]);
+}
+
+#[test]
 fn a_cycle_is_printed_as_a_path() {
     let text = "pipeline: p\nstages:\n  a: {kind: noop, needs: [c]}\n  b: {kind: noop, needs: [a]}\n  c: {kind: noop, needs: [b]}\n  d: {kind: noop, needs: [d]}\n";
     let found = check(text);
