@@ -316,7 +316,7 @@ async fn put(
     let mut wait = Duration::from_millis(200);
     for left in (0..TRIES).rev() {
         let payload = PutPayload::from_bytes(bytes.clone());
-        let Err(error) = store.raw().put(&key, payload).await else {
+        let Err(error) = store.logs().put(&key, payload).await else {
             return true;
         };
         tracing::warn!(attempt = %id, %key, %error, left, "a chunk of the log could not be stored");

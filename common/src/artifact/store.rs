@@ -39,6 +39,7 @@ const REFRESH_AFTER: Duration = Duration::from_hours(1);
 #[derive(Clone)]
 pub struct ArtifactStore {
     pub(super) store: Arc<dyn ObjectStore>,
+    logs: Arc<dyn ObjectStore>,
     pub(super) url: Arc<str>,
     /// Names for uploads that do not know their digest yet; unique within the process.
     uploads: Arc<AtomicU64>,
@@ -69,16 +70,21 @@ impl ArtifactStore {
         if parsed.fragment().is_some() || parsed.query().is_some() || parsed.password().is_some() {
             return Err(fail("it has a query, a fragment or a password".to_owned()));
         }
+        let mut logs: Option<Arc<dyn ObjectStore>> = None;
         let store: Arc<dyn ObjectStore> = match parsed.scheme() {
             "file" => {
                 let dir = parsed
                     .to_file_path()
                     .map_err(|()| fail("it names no absolute directory".to_owned()))?;
-                std::fs::create_dir_all(&dir)
+                make_directories(&dir)
                     .map_err(|e| ArtifactError::io("make the directory", &dir, e))?;
-                let local =
-                    LocalFileSystem::new_with_prefix(&dir).map_err(|e| fail(e.to_string()))?;
-                Arc::new(local.with_automatic_cleanup(false).with_fsync(true))
+                let local = || {
+                    LocalFileSystem::new_with_prefix(&dir)
+                        .map(|local| local.with_automatic_cleanup(false))
+                        .map_err(|e| fail(e.to_string()))
+                };
+                logs = Some(Arc::new(local()?));
+                Arc::new(local()?.with_fsync(true))
             }
             "s3" => {
                 let s3 = open_s3(url).map_err(|e| fail(e.to_string()))?;
@@ -93,6 +99,7 @@ impl ArtifactStore {
             }
         };
         Ok(Self {
+            logs: logs.unwrap_or_else(|| Arc::clone(&store)),
             store,
             url: url.into(),
             uploads: Arc::default(),
@@ -105,7 +112,15 @@ impl ArtifactStore {
         &self.url
     }
 
-    /// The store below, for logs, checkpoints and the collector; keys are relative to the URL.
+    /// The store below, for writing logs and metrics. What is put there outlives the process, but in a
+    /// local directory it is not flushed to the disk at once: after a power failure the end of a log
+    /// may be missing, and the log says so. Nothing that is referred to may be put there.
+    #[must_use]
+    pub fn logs(&self) -> Arc<dyn ObjectStore> {
+        Arc::clone(&self.logs)
+    }
+
+    /// The store below, for checkpoints, reading logs and the collector; keys are relative to the URL.
     #[must_use]
     pub fn raw(&self) -> Arc<dyn ObjectStore> {
         Arc::clone(&self.store)
@@ -464,6 +479,21 @@ impl ArtifactStore {
 }
 
 /// The SHA-256 and size of a local file.
+/// The directory, and one for each beginning of a digest, all on the disk: a put need not wait for a
+/// new directory to be there for good.
+fn make_directories(dir: &FilePath) -> std::io::Result<()> {
+    let cas = dir.join("cas");
+    std::fs::create_dir_all(&cas)?;
+    if cas.join("ff").is_dir() {
+        return Ok(());
+    }
+    for first in 0..=u8::MAX {
+        std::fs::create_dir_all(cas.join(format!("{first:02x}")))?;
+    }
+    std::fs::File::open(&cas)?.sync_all()?;
+    std::fs::File::open(dir)?.sync_all()
+}
+
 /// The SHA-256 and the size of a file.
 ///
 /// # Errors
