@@ -16,17 +16,22 @@ packages() {
   $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >&2
 }
 
-# To build: the embedded database and the cryptography are C; they take a compiler, nothing else.
+# To build: the embedded database and the cryptography are C and take a compiler; etcd's client makes
+# its types with protoc. Our own protos need none.
 prerequisites() {
   if ! command -v cargo >/dev/null; then
     echo "\`cargo\` is missing: install Rust 1.95 or newer, see https://rustup.rs" >&2
     exit 1
   fi
   command -v cc >/dev/null || packages "a C compiler" gcc libc6-dev
+  command -v protoc >/dev/null || packages "protoc" protobuf-compiler
 }
 
-# To test, too: Python for an independent client, and for the example that trains with scikit-learn.
+# To test, too: Python for an independent client, and for the example that trains with scikit-learn;
+# a real etcd; network namespaces, for partitions.
 test_prerequisites() {
   prerequisites
   python3 -c 'import ensurepip, venv' 2>/dev/null || packages "Python with venv" python3 python3-venv
+  command -v etcd >/dev/null || packages "etcd" etcd-server
+  command -v ip >/dev/null && command -v nft >/dev/null || packages "ip or nft" iproute2 nftables
 }
