@@ -24,7 +24,10 @@ prerequisites() {
     exit 1
   fi
   command -v cc >/dev/null || packages "a C compiler" gcc libc6-dev
-  command -v protoc >/dev/null || packages "protoc" protobuf-compiler
+  # The well-known types are a package of their own.
+  echo 'import "google/protobuf/descriptor.proto";' |
+    protoc -I/dev --descriptor_set_out=/dev/null /dev/stdin 2>/dev/null ||
+    packages "protoc with the well-known types" protobuf-compiler libprotobuf-dev
 }
 
 # To test, too: Python for an independent client, and for the example that trains with scikit-learn;
