@@ -7,6 +7,7 @@ cd "$(dirname "$0")"
 
 NEXTEST=0.9.151
 DENY=0.20.2
+S3S_FS=0.14.1
 export EMBERLINE_TOOLS=${EMBERLINE_TOOLS:-$HOME/.cache/emberline/tools}
 export PATH=$EMBERLINE_TOOLS/bin:$PATH
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
@@ -39,6 +40,11 @@ install() {
   cargo clippy --version >/dev/null 2>&1 || rustup component add clippy
   tool nextest "$NEXTEST"
   tool deny "$DENY"
+  # The S3 server of the tests: it keeps its objects as plain files, and checks signatures.
+  if ! s3s-fs --version 2>/dev/null | grep -qF " $S3S_FS"; then
+    cargo install s3s-fs --version "$S3S_FS" --features binary --locked --quiet \
+      --root "$EMBERLINE_TOOLS" --target-dir "$target/tools"
+  fi
   tests/python/setup.sh >/dev/null
 }
 

@@ -8,14 +8,18 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod dev;
+pub mod http_proxy;
 pub mod outside;
 pub mod place;
 pub mod processes;
+pub mod s3;
 
 use std::time::{Duration, Instant};
 
 pub use dev::Dev;
+pub use http_proxy::HttpProxy;
 pub use place::{Call, Output, Place, Running};
+pub use s3::S3Server;
 
 /// Looks again and again until there is something, at most for `within`.
 ///
