@@ -1,12 +1,13 @@
 //! Where the agreed state lives: keys with small JSON values, one leader, and guarded commits.
 //!
-//! [`StateStore`] is the whole contract. It has one implementation for one machine ([`embedded`]);
-//! every implementation is held to the same tests ([`conformance`]). A store never looks into a
+//! [`StateStore`] is the whole contract. It has one implementation for one machine ([`embedded`]) and
+//! one for a cluster ([`etcd`]); both are held to the same tests ([`conformance`]). A store never looks into a
 //! value, and never decides: who may write is told by the *guard*, the epoch that each commit
 //! compares in its own transaction. Start with [`StateStore::commit`].
 
 pub mod conformance;
 pub mod embedded;
+pub mod etcd;
 
 use std::sync::Arc;
 
@@ -80,13 +81,38 @@ pub enum StoreError {
         /// Why it failed.
         source: Arc<dyn std::error::Error + Send + Sync>,
     },
+    /// The store was set up in a way that cannot be right.
+    #[error("{0}")]
+    Config(String),
+    /// The prefix belongs to a cluster that keeps its artifacts elsewhere.
+    #[error(
+        "the etcd prefix `{prefix}` belongs to a cluster that keeps its artifacts in {theirs}, not in {ours}: choose another prefix for this one, or set the same object store"
+    )]
+    OtherCluster {
+        /// The prefix.
+        prefix: String,
+        /// The other one's object store.
+        theirs: String,
+        /// Ours.
+        ours: String,
+    },
     /// The store has been closed, or has failed before.
     #[error("the state store is closed")]
     Closed,
 }
 
+impl StoreError {
+    /// A failure of which there is only a text.
+    pub(crate) fn failed(what: &'static str, text: String) -> Self {
+        Self::Failed {
+            what,
+            source: Arc::from(Box::<dyn std::error::Error + Send + Sync>::from(text)),
+        }
+    }
+}
+
 /// A coordinator that wants to lead.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Candidate {
     /// Its name, for people.
     pub name: String,
@@ -154,6 +180,64 @@ pub trait StateStore: Send + Sync + 'static {
 
     /// How much one commit should hold.
     fn batch_limits(&self) -> BatchLimits;
+
+    /// Whether the term can't have ended yet, by this machine's own monotonic clock. Needs no I/O: it
+    /// is asked before anything is told that was not committed just now.
+    fn holds(&self, epoch: Epoch) -> bool {
+        let _ = epoch;
+        true
+    }
+
+    /// Resolves when the term is over, or may be. Where only a commit can tell, never.
+    fn term_ended(&self, epoch: Epoch) -> BoxFuture<'static, ()> {
+        let _ = epoch;
+        Box::pin(std::future::pending())
+    }
+
+    /// What keeps the store from writing now, and since when; for people.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
+
+    /// Ends the term of a leader whose process is known to have ended, if it is still the leader's.
+    /// If it is not dead after all, it loses nothing but the leadership: its commits are refused.
+    ///
+    /// # Errors
+    /// Any [`StoreError`] but [`StoreError::Deposed`].
+    fn depose(&self, epoch: Epoch) -> BoxFuture<'_, Result<(), StoreError>> {
+        let _ = epoch;
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    /// Says that a coordinator is there, whether it leads or not, for as long as it is polled.
+    fn announce(&self, candidate: Candidate) -> BoxFuture<'static, ()> {
+        let _ = candidate;
+        Box::pin(std::future::pending())
+    }
+
+    /// Coordinators that are there. Empty where there is no more than the leader.
+    ///
+    /// # Errors
+    /// Any [`StoreError`] but [`StoreError::Deposed`].
+    fn coordinators(&self) -> BoxFuture<'_, Result<Vec<Candidate>, StoreError>> {
+        Box::pin(std::future::ready(Ok(Vec::new())))
+    }
+
+    /// Makes sure that this state belongs to the cluster that keeps its artifacts there.
+    ///
+    /// # Errors
+    /// [`StoreError::OtherCluster`], [`StoreError::Deposed`].
+    fn claim(&self, epoch: Epoch, artifacts: &str) -> BoxFuture<'_, Result<(), StoreError>> {
+        let _ = (epoch, artifacts);
+        Box::pin(std::future::ready(Ok(())))
+    }
+}
+
+/// The key that a write is about.
+pub(crate) fn write_key(write: &Write) -> &str {
+    match write {
+        Write::Put { key, .. } | Write::Delete { key } => key,
+    }
 }
 
 /// Refuses a state that a newer build has written; notes our version in a state that has none.
