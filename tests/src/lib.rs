@@ -8,11 +8,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod dev;
+pub mod etcd;
 pub mod http_proxy;
 pub mod outside;
 pub mod place;
 pub mod processes;
 pub mod s3;
+pub mod tcp_proxy;
 
 use std::time::{Duration, Instant};
 
