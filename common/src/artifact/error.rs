@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use super::{StoreFault, explain};
 use crate::ids::Digest;
 
 /// What went wrong.
@@ -36,6 +37,20 @@ pub enum ArtifactError {
         actual: Digest,
         /// The store.
         url: String,
+    },
+    /// A part of it did not come in time.
+    #[error(
+        "the object store {url} is too slow: {bytes} bytes of the object {digest} did not come within {within:?}; look at its load and at the network"
+    )]
+    Slow {
+        /// The digest.
+        digest: Digest,
+        /// The store.
+        url: String,
+        /// The size of the part.
+        bytes: u64,
+        /// How long it was waited for.
+        within: std::time::Duration,
     },
     /// The object is larger than the caller can take.
     #[error("the object {digest} has {bytes} bytes, more than the {limit} allowed here")]
@@ -80,7 +95,7 @@ pub enum ArtifactError {
         source: std::io::Error,
     },
     /// The object store refused.
-    #[error("the object store {url} failed: cannot {what}: {source}")]
+    #[error("the object store {url} failed: cannot {what}: {}", explain(source))]
     Store {
         /// The store.
         url: String,
@@ -117,6 +132,16 @@ impl ArtifactError {
                 what,
                 source,
             }
+        }
+    }
+
+    /// Why the object store failed, if that is what went wrong.
+    #[must_use]
+    pub fn store_fault(&self) -> Option<StoreFault> {
+        match self {
+            Self::Store { source, .. } => Some(explain(source).fault),
+            Self::Slow { .. } => Some(StoreFault::Broken),
+            _ => None,
         }
     }
 

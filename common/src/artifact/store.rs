@@ -1,30 +1,30 @@
 //! Where bytes are: a local directory, an S3-compatible bucket, or (for tests) memory.
 
 use std::{
+    collections::HashSet,
     fmt,
     path::Path as FilePath,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use bytes::Bytes;
-use futures::{Stream, StreamExt, TryStreamExt, stream};
+use futures::StreamExt;
 use object_store::{
-    ClientOptions, ObjectStore, ObjectStoreExt, RetryConfig,
-    aws::{AmazonS3Builder, S3ConditionalPut},
-    local::LocalFileSystem,
-    memory::InMemory,
-    path::Path,
-    prefix::PrefixStore,
+    ObjectStore, ObjectStoreExt, aws::S3ConditionalPut, local::LocalFileSystem, memory::InMemory,
+    path::Path, prefix::PrefixStore,
 };
 use sha2::Digest as _;
-use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncReadExt as _;
 use url::Url;
 
-use super::{ArtifactError, BlobWriter, MAX_MANIFEST_BYTES, Manifest};
+use super::{
+    ArtifactError, BlobWriter, Environment, MAX_MANIFEST_BYTES, Manifest, Patience, explain,
+    s3::open_bucket,
+};
 use crate::ids::Digest;
 
 /// Bytes of one ranged read, and of one part of a multipart upload.
@@ -34,6 +34,13 @@ pub(super) const PARTS_AT_ONCE: usize = 4;
 
 /// An object that was stored longer ago is stored again by a put, to count as young.
 const REFRESH_AFTER: Duration = Duration::from_hours(1);
+/// What is at most so large is put into a bucket without a look whether it is there: that costs as
+/// much as the look, and heals.
+const SMALL_BYTES: u64 = 256 << 10;
+/// The largest object that S3 copies in one request.
+const COPY_BYTES: u64 = 5 << 30;
+/// Suspects that are remembered; beyond, all are forgotten, which costs only their healing.
+const MOST_SUSPECTS: usize = 10_000;
 
 /// A content-addressed store. Cheap to clone.
 #[derive(Clone)]
@@ -43,6 +50,11 @@ pub struct ArtifactStore {
     pub(super) url: Arc<str>,
     /// Names for uploads that do not know their digest yet; unique within the process.
     uploads: Arc<AtomicU64>,
+    pub(super) patience: Patience,
+    /// How the bucket was reached, if it is one.
+    pub(super) s3: Option<Arc<Environment>>,
+    /// What was found missing or damaged: the next put of it stores it, whatever the store says.
+    suspects: Arc<Mutex<HashSet<Digest>>>,
 }
 
 impl fmt::Debug for ArtifactStore {
@@ -58,6 +70,18 @@ impl ArtifactStore {
     /// # Errors
     /// [`ArtifactError::Url`], [`ArtifactError::Io`].
     pub fn open(url: &str) -> Result<Self, ArtifactError> {
+        Self::open_with(url, Environment::of_process(), Patience::default())
+    }
+
+    /// As [`Self::open`], with an environment and a patience of the caller's own.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with(
+        url: &str,
+        environment: Environment,
+        patience: Patience,
+    ) -> Result<Self, ArtifactError> {
         let fail = |why: String| ArtifactError::Url {
             url: without_credentials(url),
             why,
@@ -71,6 +95,7 @@ impl ArtifactStore {
             return Err(fail("it has a query, a fragment or a password".to_owned()));
         }
         let mut logs: Option<Arc<dyn ObjectStore>> = None;
+        let mut s3 = None;
         let store: Arc<dyn ObjectStore> = match parsed.scheme() {
             "file" => {
                 let dir = parsed
@@ -87,9 +112,14 @@ impl ArtifactStore {
                 Arc::new(local()?.with_fsync(true))
             }
             "s3" => {
-                let s3 = open_s3(url).map_err(|e| fail(e.to_string()))?;
-                let prefix = Path::from(parsed.path().trim_matches('/'));
-                Arc::new(PrefixStore::new(s3, prefix))
+                if parsed.host_str().is_none_or(str::is_empty) {
+                    return Err(fail("it names no bucket".to_owned()));
+                }
+                // No correctness rests on conditional writes, and some servers answer them wrongly.
+                let bucket = open_bucket(url, &environment, patience, S3ConditionalPut::Disabled)
+                    .map_err(fail)?;
+                s3 = Some(Arc::new(environment));
+                Arc::new(PrefixStore::new(bucket.store, prefix_of(&parsed)))
             }
             "memory" => Arc::new(InMemory::new()),
             other => {
@@ -103,6 +133,9 @@ impl ArtifactStore {
             store,
             url: url.into(),
             uploads: Arc::default(),
+            patience,
+            s3,
+            suspects: Arc::default(),
         })
     }
 
@@ -145,11 +178,17 @@ impl ArtifactStore {
         }
     }
 
-    /// Whether the right bytes are stored under the digest. They are read: so the next put of the
-    /// same bytes heals an object that was damaged. An old object is a no too: the put makes it
-    /// young, so that the collector, which keeps what is young, leaves it to whoever is about to
-    /// refer to it. Any doubt is a no, since a put is always right.
+    /// Whether a put can be spared, since the right bytes are stored under the digest. Any doubt is a
+    /// no, since a put is always right. An old object is a no: the put makes it young, so that the
+    /// collector, which keeps what is young, leaves it to whoever is about to refer to it.
+    ///
+    /// In a local directory the bytes are read, so that the next put of the same bytes heals an object
+    /// that was damaged. In a bucket only size and age are looked at, for it may be far away: there a
+    /// put heals what this process has found missing or damaged, what is small, and what is old.
     async fn has_whole(&self, digest: &Digest, bytes: u64) -> bool {
+        if self.suspects().contains(digest) || (self.s3.is_some() && bytes <= SMALL_BYTES) {
+            return false;
+        }
         let Ok(meta) = self.store.head(&Self::key(digest)).await else {
             return false;
         };
@@ -157,6 +196,9 @@ impl ArtifactStore {
         let stored = u64::try_from(meta.last_modified.timestamp()).unwrap_or(0);
         if meta.size != bytes || now.saturating_sub(stored) > REFRESH_AFTER.as_secs() {
             return false;
+        }
+        if self.s3.is_some() {
+            return true;
         }
         let mut pieces = std::pin::pin!(self.read(digest));
         while let Some(piece) = pieces.next().await {
@@ -167,6 +209,25 @@ impl ArtifactStore {
         true
     }
 
+    fn suspects(&self) -> std::sync::MutexGuard<'_, HashSet<Digest>> {
+        // A set of digests is whole after any panic.
+        self.suspects.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Remembers that the object is missing or damaged.
+    pub(super) fn suspect(&self, digest: &Digest) {
+        let mut suspects = self.suspects();
+        if suspects.len() >= MOST_SUSPECTS {
+            suspects.clear();
+        }
+        suspects.insert(*digest);
+    }
+
+    /// Remembers that the object has been stored.
+    pub(super) fn is_stored(&self, digest: &Digest) {
+        self.suspects().remove(digest);
+    }
+
     /// Stores bytes. Durable when it returns.
     ///
     /// # Errors
@@ -174,12 +235,95 @@ impl ArtifactStore {
     pub async fn put_bytes(&self, bytes: Bytes) -> Result<Digest, ArtifactError> {
         let digest = Digest::of(&bytes);
         if !self.has_whole(&digest, bytes.len() as u64).await {
-            self.store
-                .put(&Self::key(&digest), bytes.into())
-                .await
-                .map_err(|e| self.failed(format!("store the object {digest}"), e))?;
+            self.put_whole(&digest, bytes).await?;
         }
         Ok(digest)
+    }
+
+    /// Stores bytes that have this digest, in one request.
+    pub(super) async fn put_whole(
+        &self,
+        digest: &Digest,
+        bytes: Bytes,
+    ) -> Result<(), ArtifactError> {
+        let (key, size) = (Self::key(digest), bytes.len() as u64);
+        if let Err(e) = self.store.put(&key, bytes.into()).await {
+            self.settle(&key, digest, size, e).await?;
+        }
+        self.is_stored(digest);
+        Ok(())
+    }
+
+    /// After a write that failed: the answer may be what was lost, and not the write. The bytes that
+    /// are stored decide; if they are the right ones, all is well.
+    pub(super) async fn settle(
+        &self,
+        key: &Path,
+        digest: &Digest,
+        bytes: u64,
+        error: object_store::Error,
+    ) -> Result<(), ArtifactError> {
+        let failed = self.failed(format!("store the object {digest}"), error);
+        if self.s3.is_none() {
+            return Err(failed);
+        }
+        let stored = async {
+            let found = self.store.get(key).await?;
+            if found.meta.size != bytes {
+                return Ok(None);
+            }
+            let mut hasher = sha2::Sha256::new();
+            let mut pieces = found.into_stream();
+            while let Some(piece) = pieces.next().await {
+                hasher.update(piece?);
+            }
+            Ok::<_, object_store::Error>(Some(Digest::from_hasher(hasher)))
+        };
+        match stored.await {
+            Ok(Some(found)) if found == *digest => Ok(()),
+            // The error at hand says more than one about the question would.
+            _ => Err(failed),
+        }
+    }
+
+    /// Moves what was uploaded without its digest to the key of its digest.
+    pub(super) async fn rename(
+        &self,
+        from: &Path,
+        digest: &Digest,
+        bytes: u64,
+    ) -> Result<(), ArtifactError> {
+        let to = Self::key(digest);
+        if self.s3.is_none() {
+            let moved = self.store.rename(from, &to).await;
+            return moved.map_err(|e| self.failed(format!("store the object {digest}"), e));
+        }
+        if bytes > COPY_BYTES {
+            self.copy_through(from, digest, bytes).await?;
+        } else if let Err(e) = self.store.copy(from, &to).await {
+            self.settle(&to, digest, bytes, e).await?;
+        }
+        // The object is where it belongs; what is left in staging goes with the next collection.
+        if let Err(e) = self.store.delete(from).await {
+            tracing::warn!("cannot remove `{from}`: {}", explain(&e));
+        }
+        Ok(())
+    }
+
+    /// Copies an object by reading and writing it.
+    async fn copy_through(
+        &self,
+        from: &Path,
+        digest: &Digest,
+        bytes: u64,
+    ) -> Result<(), ArtifactError> {
+        let failed = |e| self.failed(format!("store the object {digest}"), e);
+        let mut pieces = self.store.get(from).await.map_err(failed)?.into_stream();
+        let mut writer = BlobWriter::to_key(self.clone(), Self::key(digest), bytes);
+        while let Some(piece) = pieces.next().await {
+            writer.write(piece.map_err(failed)?).await?;
+        }
+        Box::pin(writer.finish(Some(*digest))).await.map(drop)
     }
 
     /// Stores a file, read twice: once for its digest, once to send it. Durable when it returns.
@@ -209,7 +353,7 @@ impl ArtifactStore {
         let mut file = tokio::fs::File::open(path)
             .await
             .map_err(|e| ArtifactError::io("open", path, e))?;
-        let mut writer = BlobWriter::to_key(self.clone(), Self::key(&digest));
+        let mut writer = BlobWriter::to_key(self.clone(), Self::key(&digest), bytes);
         loop {
             let mut piece = bytes::BytesMut::with_capacity(256 << 10);
             let read = file
@@ -224,184 +368,17 @@ impl ArtifactStore {
         writer.finish(Some(digest)).await.map(drop)
     }
 
+    pub(super) fn next_number(&self) -> u64 {
+        self.uploads.fetch_add(1, Ordering::Relaxed)
+    }
+
     /// Stores a stream whose digest is not known before its end.
     #[must_use]
     pub fn writer(&self) -> BlobWriter {
-        let number = self.uploads.fetch_add(1, Ordering::Relaxed);
+        let number = self.next_number();
         let started = crate::time::Timestamp::now().0;
         let name = format!("{started:x}-{:x}-{number:x}", std::process::id());
         BlobWriter::to_staging(self.clone(), Path::from_iter(["staging", &name]))
-    }
-
-    /// Reads an object whole, checked.
-    ///
-    /// # Errors
-    /// [`ArtifactError::NotFound`], [`ArtifactError::Corrupted`], [`ArtifactError::TooLarge`],
-    /// [`ArtifactError::Store`].
-    pub async fn get_bytes(&self, digest: &Digest, max_bytes: u64) -> Result<Bytes, ArtifactError> {
-        let mut actual = *digest;
-        // A second reading tells bytes that were cut on their way from bytes that are wrong at home.
-        for _ in 0..2 {
-            let found = self.get(digest).await?;
-            if found.meta.size > max_bytes {
-                let bytes = found.meta.size;
-                return Err(ArtifactError::TooLarge {
-                    digest: *digest,
-                    bytes,
-                    limit: max_bytes,
-                });
-            }
-            let bytes = found
-                .bytes()
-                .await
-                .map_err(|e| self.failed(format!("read the object {digest}"), e))?;
-            actual = Digest::of(&bytes);
-            if actual == *digest {
-                return Ok(bytes);
-            }
-        }
-        Err(self.corrupted(digest, actual))
-    }
-
-    /// Reads an object into a new file, in parallel ranges, checked; the file appears under its
-    /// name only when it is whole.
-    ///
-    /// # Errors
-    /// As [`Self::get_bytes`], and [`ArtifactError::Io`], [`ArtifactError::DiskFull`].
-    pub async fn get_file(
-        &self,
-        digest: &Digest,
-        bytes: u64,
-        dest: &FilePath,
-    ) -> Result<(), ArtifactError> {
-        let mut partial = dest.as_os_str().to_owned();
-        partial.push(format!(
-            ".{:x}.partial",
-            self.uploads.fetch_add(1, Ordering::Relaxed)
-        ));
-        let partial = std::path::PathBuf::from(partial);
-        let outcome = self.get_checked(digest, bytes, &partial).await;
-        let outcome = match outcome {
-            Ok(()) => tokio::fs::rename(&partial, dest)
-                .await
-                .map_err(|e| ArtifactError::io("rename", &partial, e)),
-            Err(e) => Err(e),
-        };
-        if outcome.is_err() {
-            // The error at hand says more than one about the left-over would.
-            let _ = tokio::fs::remove_file(&partial).await;
-        }
-        outcome
-    }
-
-    async fn get_checked(
-        &self,
-        digest: &Digest,
-        bytes: u64,
-        partial: &FilePath,
-    ) -> Result<(), ArtifactError> {
-        let mut actual = *digest;
-        for _ in 0..2 {
-            self.get_ranges(digest, bytes, partial).await?;
-            (actual, _) = digest_of_file(partial).await?;
-            if actual == *digest {
-                return Ok(());
-            }
-        }
-        Err(self.corrupted(digest, actual))
-    }
-
-    async fn get_ranges(
-        &self,
-        digest: &Digest,
-        bytes: u64,
-        partial: &FilePath,
-    ) -> Result<(), ArtifactError> {
-        let key = Self::key(digest);
-        let size = match self.store.head(&key).await {
-            Ok(meta) => meta.size,
-            Err(e) => return Err(self.not_found(digest, e)),
-        };
-        if size != bytes {
-            // Cut or padded: hash what is there, so that the error says what was found.
-            let mut hasher = sha2::Sha256::new();
-            let mut pieces = self.get(digest).await?.into_stream();
-            while let Some(piece) = pieces.next().await {
-                hasher.update(
-                    piece.map_err(|e| self.failed(format!("read the object {digest}"), e))?,
-                );
-            }
-            return Err(self.corrupted(digest, Digest::from_hasher(hasher)));
-        }
-        let mut file = tokio::fs::File::create(partial)
-            .await
-            .map_err(|e| ArtifactError::io("make", partial, e))?;
-        let part = PART_BYTES as u64;
-        let ranges = (0..bytes.div_ceil(part)).map(|i| i * part..((i + 1) * part).min(bytes));
-        let mut pieces = stream::iter(ranges)
-            .map(|range| {
-                let (store, key) = (&self.store, &key);
-                async move {
-                    store
-                        .get_range(key, range.clone())
-                        .await
-                        .map(|b| (range.start, b))
-                }
-            })
-            .buffer_unordered(PARTS_AT_ONCE);
-        while let Some((start, piece)) = pieces
-            .try_next()
-            .await
-            .map_err(|e| self.failed(format!("read the object {digest}"), e))?
-        {
-            let written = async {
-                file.seek(std::io::SeekFrom::Start(start)).await?;
-                file.write_all(&piece).await
-            };
-            written
-                .await
-                .map_err(|e| ArtifactError::io("write", partial, e))?;
-        }
-        file.flush()
-            .await
-            .map_err(|e| ArtifactError::io("write", partial, e))
-    }
-
-    /// Reads an object as a stream; it ends with [`ArtifactError::Corrupted`] if the bytes do not
-    /// hash to the digest, so nothing read is to be used before the end.
-    pub fn read(
-        &self,
-        digest: &Digest,
-    ) -> impl Stream<Item = Result<Bytes, ArtifactError>> + Send + 'static + use<> {
-        let (this, digest) = (self.clone(), *digest);
-        stream::once(async move {
-            let pieces = this.get(&digest).await?.into_stream();
-            let state = (pieces, sha2::Sha256::new(), false, this, digest);
-            Ok(stream::try_unfold(
-                state,
-                |(mut pieces, mut hasher, ended, this, digest)| async move {
-                    if ended {
-                        return Ok(None);
-                    }
-                    let piece = pieces.next().await.transpose();
-                    match piece.map_err(|e| this.failed(format!("read the object {digest}"), e))? {
-                        Some(piece) => {
-                            hasher.update(&piece);
-                            Ok(Some((piece, (pieces, hasher, false, this, digest))))
-                        }
-                        None => {
-                            let actual = Digest::from_hasher(std::mem::take(&mut hasher));
-                            if actual == digest {
-                                Ok(None)
-                            } else {
-                                Err(this.corrupted(&digest, actual))
-                            }
-                        }
-                    }
-                },
-            ))
-        })
-        .try_flatten()
     }
 
     /// Stores a manifest. It and its files must all be stored before anyone is told its digest.
@@ -429,46 +406,6 @@ impl ArtifactStore {
         self.put_bytes(bytes.into()).await
     }
 
-    /// Reads a manifest, checked.
-    ///
-    /// # Errors
-    /// As [`Self::get_bytes`], and [`ArtifactError::Manifest`].
-    pub async fn get_manifest(&self, digest: &Digest) -> Result<Manifest, ArtifactError> {
-        let bytes = self.get_bytes(digest, MAX_MANIFEST_BYTES).await?;
-        let manifest = serde_json::from_slice::<Manifest>(&bytes)
-            .map_err(|e| e.to_string())
-            .and_then(|manifest| manifest.check().map(|()| manifest));
-        manifest.map_err(|why| ArtifactError::Manifest {
-            digest: *digest,
-            why,
-        })
-    }
-
-    async fn get(&self, digest: &Digest) -> Result<object_store::GetResult, ArtifactError> {
-        self.store
-            .get(&Self::key(digest))
-            .await
-            .map_err(|e| self.not_found(digest, e))
-    }
-
-    fn not_found(&self, digest: &Digest, error: object_store::Error) -> ArtifactError {
-        match error {
-            object_store::Error::NotFound { .. } => ArtifactError::NotFound {
-                digest: *digest,
-                url: self.url.to_string(),
-            },
-            e => self.failed(format!("read the object {digest}"), e),
-        }
-    }
-
-    fn corrupted(&self, digest: &Digest, actual: Digest) -> ArtifactError {
-        ArtifactError::Corrupted {
-            digest: *digest,
-            actual,
-            url: self.url.to_string(),
-        }
-    }
-
     pub(super) fn failed(
         &self,
         what: impl Into<String>,
@@ -478,7 +415,6 @@ impl ArtifactStore {
     }
 }
 
-/// The SHA-256 and size of a local file.
 /// The directory, and one for each beginning of a digest, all on the disk: a put need not wait for a
 /// new directory to be there for good.
 fn make_directories(dir: &FilePath) -> std::io::Result<()> {
@@ -521,39 +457,9 @@ pub async fn digest_of_file(path: &FilePath) -> Result<(Digest, u64), ArtifactEr
     hashed.map_err(|e| ArtifactError::io("read", shown, e))
 }
 
-/// The bucket that an `s3://bucket/…` URL names, whatever key comes after it; region, endpoint and
-/// credentials come from the usual `AWS_…` environment.
-///
-/// # Errors
-/// If the URL or the environment cannot be used.
-pub fn open_s3(url: &str) -> object_store::Result<Arc<dyn ObjectStore>> {
-    crate::tls::install_crypto_provider();
-    let retry = RetryConfig {
-        max_retries: 10,
-        retry_timeout: Duration::from_secs(120),
-        ..RetryConfig::default()
-    };
-    let s3 = AmazonS3Builder::from_env()
-        .with_url(url)
-        .with_client_options(
-            ClientOptions::new()
-                .with_allow_http(endpoint_is_http())
-                .with_connect_timeout(Duration::from_secs(5))
-                .with_timeout(Duration::from_secs(120)),
-        )
-        .with_retry(retry)
-        // No correctness rests on it, and some servers answer it wrongly.
-        .with_conditional_put(S3ConditionalPut::Disabled)
-        .build()?;
-    Ok(Arc::new(s3))
-}
-
-/// Whether the environment names an S3 server without TLS, which object_store refuses otherwise.
-fn endpoint_is_http() -> bool {
-    ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"]
-        .iter()
-        .filter_map(|name| std::env::var(name).ok())
-        .any(|endpoint| endpoint.starts_with("http://"))
+/// The prefix of all keys that a URL names.
+pub(super) fn prefix_of(url: &Url) -> Path {
+    Path::from(url.path().trim_matches('/'))
 }
 
 /// The URL as it may be shown: without user and password.

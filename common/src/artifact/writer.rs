@@ -1,5 +1,7 @@
 //! Storing a stream: small ones in one request, large ones in parts, never whole in memory.
 
+use std::time::Duration;
+
 use bytes::{Bytes, BytesMut};
 use object_store::{ObjectStoreExt, WriteMultipart, path::Path};
 use sha2::Digest as _;
@@ -10,9 +12,15 @@ use super::{
 };
 use crate::ids::Digest;
 
+/// S3 takes 10,000 parts.
+const MOST_PARTS: u64 = 9_000;
+/// How long the parts of an upload that was given up are asked to go.
+const ABORT_WITHIN: Duration = Duration::from_secs(30);
+
 /// A stream on its way into the store. Nothing is visible under a digest before
-/// [`finish`](Self::finish) has returned; dropped before, it leaves at most unreferenced bytes for
-/// the collector.
+/// [`finish`](Self::finish) has returned. Dropped before, it takes back what it has sent, if the
+/// store still answers; what then is left are unreferenced bytes, for the collector and the bucket's
+/// lifecycle rule.
 pub struct BlobWriter {
     store: ArtifactStore,
     /// Where large streams go: the final key if the digest is known, else a staging key.
@@ -21,19 +29,23 @@ pub struct BlobWriter {
     hasher: sha2::Sha256,
     bytes: u64,
     buffer: BytesMut,
+    part_bytes: usize,
     upload: Option<WriteMultipart>,
 }
 
 impl BlobWriter {
-    pub(super) fn to_key(store: ArtifactStore, key: Path) -> Self {
-        Self::new(store, key, false)
+    /// To the final key, of so many bytes.
+    pub(super) fn to_key(store: ArtifactStore, key: Path, bytes: u64) -> Self {
+        let least = usize::try_from(bytes.div_ceil(MOST_PARTS)).unwrap_or(usize::MAX);
+        Self::new(store, key, false, least.max(PART_BYTES))
     }
 
+    /// By way of a staging key; at most some 70 GiB on S3, since the parts must be of one size.
     pub(super) fn to_staging(store: ArtifactStore, key: Path) -> Self {
-        Self::new(store, key, true)
+        Self::new(store, key, true, PART_BYTES)
     }
 
-    fn new(store: ArtifactStore, target: Path, staged: bool) -> Self {
+    fn new(store: ArtifactStore, target: Path, staged: bool, part_bytes: usize) -> Self {
         Self {
             store,
             target,
@@ -41,6 +53,7 @@ impl BlobWriter {
             hasher: sha2::Sha256::new(),
             bytes: 0,
             buffer: BytesMut::new(),
+            part_bytes,
             upload: None,
         }
     }
@@ -48,7 +61,7 @@ impl BlobWriter {
     /// Takes the next piece; waits while too many parts are under way.
     ///
     /// # Errors
-    /// [`ArtifactError::Store`], [`ArtifactError::DiskFull`].
+    /// [`ArtifactError::Store`], [`ArtifactError::DiskFull`]. Nothing can be written after one.
     pub async fn write(&mut self, piece: Bytes) -> Result<(), ArtifactError> {
         self.hasher.update(&piece);
         self.bytes += piece.len() as u64;
@@ -59,10 +72,10 @@ impl BlobWriter {
             return Ok(());
         }
         self.buffer.extend_from_slice(&piece);
-        if self.buffer.len() > PART_BYTES {
+        if self.buffer.len() > self.part_bytes {
             let multipart = self.store.store.put_multipart(&self.target).await;
             let multipart = multipart.map_err(|e| self.store.failed("begin an upload", e))?;
-            let mut upload = WriteMultipart::new_with_chunk_size(multipart, PART_BYTES);
+            let mut upload = WriteMultipart::new_with_chunk_size(multipart, self.part_bytes);
             upload.put(std::mem::take(&mut self.buffer).freeze());
             self.upload = Some(upload);
         }
@@ -74,32 +87,60 @@ impl BlobWriter {
     /// # Errors
     /// [`ArtifactError::Mismatch`] if the digest is not the expected one: nothing is stored then.
     /// [`ArtifactError::Store`], [`ArtifactError::DiskFull`].
-    pub async fn finish(self, expected: Option<Digest>) -> Result<(Digest, u64), ArtifactError> {
-        let digest = Digest::from_hasher(self.hasher);
+    pub async fn finish(
+        mut self,
+        expected: Option<Digest>,
+    ) -> Result<(Digest, u64), ArtifactError> {
+        let (bytes, hasher) = (self.bytes, std::mem::take(&mut self.hasher));
+        let digest = Digest::from_hasher(hasher);
         let mismatch = expected.filter(|expected| *expected != digest);
         if let Some(expected) = mismatch {
-            if let Some(upload) = self.upload {
-                let aborted = upload.abort().await;
-                aborted.map_err(|e| self.store.failed("abort an upload", e))?;
-            }
+            self.abort().await;
             return Err(ArtifactError::Mismatch {
                 expected,
                 actual: digest,
             });
         }
-        let key = ArtifactStore::key(&digest);
-        let Some(upload) = self.upload else {
-            let whole = self.buffer.freeze();
-            let put = self.store.store.put(&key, whole.into()).await;
-            put.map_err(|e| self.store.failed(format!("store the object {digest}"), e))?;
-            return Ok((digest, self.bytes));
+        let Some(upload) = self.upload.take() else {
+            let whole = std::mem::take(&mut self.buffer).freeze();
+            self.store.put_whole(&digest, whole).await?;
+            return Ok((digest, bytes));
         };
-        let finished = upload.finish().await;
-        finished.map_err(|e| self.store.failed(format!("store the object {digest}"), e))?;
-        if self.staged {
-            let moved = self.store.store.rename(&self.target, &key).await;
-            moved.map_err(|e| self.store.failed(format!("store the object {digest}"), e))?;
+        // It takes the parts back itself when one of them, or the completion, fails.
+        if let Err(e) = upload.finish().await {
+            self.store.settle(&self.target, &digest, bytes, e).await?;
         }
-        Ok((digest, self.bytes))
+        if self.staged {
+            self.store.rename(&self.target, &digest, bytes).await?;
+        }
+        self.store.is_stored(&digest);
+        Ok((digest, bytes))
+    }
+
+    /// Gives it up: what was sent is taken back, if the store answers.
+    pub async fn abort(mut self) {
+        if let Some(upload) = self.upload.take() {
+            take_back(upload).await;
+        }
+    }
+}
+
+impl Drop for BlobWriter {
+    fn drop(&mut self) {
+        // A request that is cut off drops its writer. The task cannot be awaited from here, so it is
+        // bounded in time instead; if the process ends before, the bucket's lifecycle rule is left.
+        if let Some(upload) = self.upload.take()
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            runtime.spawn(take_back(upload));
+        }
+    }
+}
+
+async fn take_back(upload: WriteMultipart) {
+    match tokio::time::timeout(ABORT_WITHIN, upload.abort()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(e)) => tracing::warn!("the parts of an upload are left: {}", super::explain(&e)),
+        Err(_) => tracing::warn!("the parts of an upload are left: no answer in {ABORT_WITHIN:?}"),
     }
 }
