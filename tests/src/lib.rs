@@ -9,6 +9,7 @@
 
 pub mod dev;
 pub mod etcd;
+pub mod history;
 pub mod http_proxy;
 pub mod outside;
 pub mod place;
@@ -19,9 +20,12 @@ pub mod tcp_proxy;
 use std::time::{Duration, Instant};
 
 pub use dev::Dev;
+pub use etcd::Etcd;
+pub use history::History;
 pub use http_proxy::HttpProxy;
 pub use place::{Call, Output, Place, Running};
 pub use s3::S3Server;
+pub use tcp_proxy::TcpProxy;
 
 /// Looks again and again until there is something, at most for `within`.
 ///
