@@ -179,22 +179,21 @@ impl History {
 
     /// What does not hold of it, a line each:
     ///
-    /// - Fencing: every write below `state/` was made while somebody led, and a record that names
-    ///   its term names the one of that moment. Terms never go down.
+    /// - Fencing: every change below `state/` was made in a transaction that also wrote `commit`,
+    ///   by the one who led at that revision, and is the next one of that term. A record that names
+    ///   its term names that one. Terms never go down.
     /// - One commit: a task that has reached a final state stays as it is until the run ends, and
     ///   has been reported by the attempt that it names. Numbers of attempts never go down.
-    /// - Nothing lost: a run leaves the live records in the same transaction in which it becomes
-    ///   an ended one, and none of its tasks stays behind.
+    /// - Nothing lost: a run leaves the live records in the same commit in which it becomes an ended
+    ///   one, and none of its tasks stays behind.
+    ///
+    /// A commit is one transaction, or one that went through the journal: then all of those up to
+    /// the one that says that the journal is done, whoever led in the meantime.
     #[must_use]
     pub fn violations(&self) -> Vec<String> {
         let mut check = Check::default();
-        let mut at = 0;
-        while at < self.events.len() {
-            let revision = self.events[at].revision;
-            let rest = &self.events[at..];
-            let length = rest.iter().take_while(|e| e.revision == revision).count();
-            check.transaction(revision, &rest[..length]);
-            at += length;
+        for transaction in self.events.chunk_by(|a, b| a.revision == b.revision) {
+            check.transaction(transaction);
         }
         check.found
     }
@@ -216,36 +215,80 @@ impl Task {
 }
 
 #[derive(Default)]
-struct Check {
+struct Check<'a> {
     found: Vec<String>,
+    /// The term of the one who leads now.
     term: Option<i64>,
     highest_term: i64,
+    /// The last commit: its term and number.
+    last: (i64, u64),
+    /// What the commit under way has changed so far, and the term that decided it.
+    under_way: Vec<&'a Event>,
+    decided_by: i64,
     /// The tasks of each live run.
     live: BTreeMap<String, BTreeMap<String, Task>>,
     /// The highest attempt of each task, over all lives of its run.
     attempts: BTreeMap<(String, String), u64>,
 }
 
-impl Check {
-    fn transaction(&mut self, revision: i64, events: &[Event]) {
-        for event in events {
-            if event.key == "leader" {
-                self.leader(event);
-            } else if event.key.starts_with("state/") {
-                self.fence(event);
+impl<'a> Check<'a> {
+    fn transaction(&mut self, events: &'a [Event]) {
+        let revision = events[0].revision;
+        let changes = events.iter().filter(|e| e.key.starts_with("state/"));
+        let changes: Vec<_> = changes.collect();
+        let note = events.iter().find(|e| e.key == "commit");
+        let Some(note) = note.and_then(Event::json) else {
+            if let Some(change) = changes.first() {
+                let what = format!("`{}` changed without a commit", change.key);
+                self.tell(revision, what);
             }
+            // Campaigns, farewells, leases that ran out.
+            for event in events.iter().filter(|e| e.key == "leader") {
+                self.leader(event);
+            }
+            return;
+        };
+        let (epoch, number) = (note["epoch"].as_i64().unwrap(), note["number"].as_u64());
+        let number = number.unwrap();
+        if self.term != Some(epoch) {
+            let what = format!("a commit of term {epoch} while {:?} led", self.term);
+            self.tell(revision, what);
         }
+        let next = if self.last.0 == epoch {
+            self.last.1 + 1
+        } else {
+            1
+        };
+        if number != next {
+            let what = format!("commit {number} of term {epoch} came after {:?}", self.last);
+            self.tell(revision, what);
+        }
+        self.last = (epoch, number);
+        if self.under_way.is_empty() {
+            self.decided_by = epoch;
+        }
+        self.under_way.extend(changes);
+        if note["journal"].as_u64().unwrap_or(0) == 0 {
+            let changes = std::mem::take(&mut self.under_way);
+            self.commit(revision, &changes);
+        }
+    }
+
+    fn commit(&mut self, revision: i64, changes: &[&'a Event]) {
         let mut left = Vec::new();
         let mut ended = BTreeSet::new();
-        for event in events {
+        for event in changes {
             match kind_of(&event.key) {
                 Some(Kind::Run(run)) if event.value.is_none() => left.push(run),
-                Some(Kind::Run(run)) => drop(self.live.entry(run.to_owned()).or_default()),
+                Some(Kind::Run(run)) => {
+                    self.names_its_term(event);
+                    self.live.entry(run.to_owned()).or_default();
+                }
                 Some(Kind::Ended(run)) if event.value.is_some() => drop(ended.insert(run)),
                 _ => {}
             }
         }
-        for event in events {
+        for event in changes {
             if let Some(Kind::Task(run, task)) = kind_of(&event.key) {
                 self.task(event, run, task);
             }
@@ -285,20 +328,15 @@ impl Check {
         self.term = Some(event.created);
     }
 
-    fn fence(&mut self, event: &Event) {
-        let key = &event.key;
-        let Some(term) = self.term else {
-            self.tell(event.revision, format!("`{key}` changed while nobody led"));
-            return;
-        };
-        let has_term = matches!(kind_of(key), Some(Kind::Run(_) | Kind::Task(..)));
-        if has_term && event.value.is_some() {
-            let record = event.json().unwrap_or_default();
-            if record["epoch"] != term {
-                let named = &record["epoch"];
-                let what = format!("`{key}` was written by term {named} while {term} led");
-                self.tell(event.revision, what);
-            }
+    fn names_its_term(&mut self, event: &Event) {
+        let record = event.json().unwrap_or_default();
+        let (named, term) = (&record["epoch"], self.decided_by);
+        if *named != term {
+            let what = format!(
+                "`{}` was written by term {named} in a commit of {term}",
+                event.key
+            );
+            self.tell(event.revision, what);
         }
     }
 
@@ -311,6 +349,7 @@ impl Check {
             }
             return;
         };
+        self.names_its_term(event);
         let task = Task {
             written: record["written"].as_str().unwrap_or_default().to_owned(),
             attempt: record["attempt"].as_u64().unwrap_or(0),
@@ -362,6 +401,16 @@ mod tests {
 
     impl Hand {
         fn write(mut self, writes: &[(&str, Value)]) -> Self {
+            let changes_state = writes.iter().any(|(key, _)| key.starts_with("state/"));
+            let has_note = writes.iter().any(|(key, _)| *key == "commit");
+            if changes_state && !has_note {
+                // By the one who leads, and the next one of its term.
+                let (term, _) = self.0.terms().pop().unwrap();
+                let notes = self.0.events.iter().filter(|e| e.key == "commit");
+                let notes = notes.filter_map(Event::json).filter(|n| n["epoch"] == term);
+                let note = json!({"epoch": term, "number": notes.count() + 1});
+                return self.write(&[writes, &[("commit", note)]].concat());
+            }
             self.0.seen += 1;
             let revision = self.0.seen;
             for (key, value) in writes {
@@ -429,7 +478,7 @@ mod tests {
         assert_eq!(history.ended("r").unwrap()["archive"], "d");
         assert_eq!(
             history.keys().into_iter().collect::<Vec<_>>(),
-            ["leader", "state/ended/r"]
+            ["commit", "leader", "state/ended/r"]
         );
         let terms: Vec<_> = history.terms().iter().map(|(term, _)| *term).collect();
         assert_eq!(terms, [1, 8]);
@@ -446,20 +495,64 @@ mod tests {
 
     #[test]
     fn a_write_of_an_earlier_term_is_seen() {
-        let stale = Hand::done()
-            .write(&[("leader", Value::Null)])
-            .write(&[("leader", json!({"name": "b"}))])
-            .write(&[(T, done(1, 1, "x"))])
-            .violation();
+        let replaced = || {
+            Hand::done()
+                .write(&[("leader", Value::Null)])
+                .write(&[("leader", json!({"name": "b"}))])
+        };
+        let stale = replaced().write(&[(T, done(1, 1, "x"))]).violation();
         assert_eq!(
             stale,
-            "at revision 7: `state/tasks/r/t` was written by term 1 while 6 led"
+            "at revision 7: `state/tasks/r/t` was written by term 1 in a commit of 6"
+        );
+        let note = json!({"epoch": 1, "number": 4});
+        let stale = replaced().write(&[(T, done(1, 1, "x")), ("commit", note)]);
+        assert_eq!(
+            stale.violation(),
+            "at revision 7: a commit of term 1 while Some(6) led"
         );
         let unfenced = Hand::done()
             .write(&[("leader", Value::Null)])
             .write(&[("state/models/m", json!({}))])
             .violation();
-        assert!(unfenced.ends_with("`state/models/m` changed while nobody led"));
+        assert!(unfenced.ends_with("a commit of term 1 while None led"));
+        let mut bare = Hand::done();
+        bare.0.events.push(Event {
+            revision: 5,
+            created: 5,
+            key: "state/models/m".to_owned(),
+            value: None,
+        });
+        let bare = bare.violation();
+        assert!(bare.ends_with("`state/models/m` changed without a commit"));
+    }
+
+    #[test]
+    fn a_commit_that_was_applied_twice_is_seen() {
+        let note = json!({"epoch": 1, "number": 3});
+        let found = Hand::done()
+            .write(&[(T, done(1, 1, "x")), ("commit", note)])
+            .violation();
+        assert_eq!(found, "at revision 5: commit 3 of term 1 came after (1, 3)");
+    }
+
+    #[test]
+    fn a_commit_that_the_next_leader_finishes_from_the_journal_is_one_commit() {
+        let note = |epoch: u64, number: u64, journal: u64| {
+            let note = json!({"epoch": epoch, "number": number, "journal": journal});
+            ("commit", note)
+        };
+        let [ended, run, task] = archived();
+        let history = Hand::done()
+            .write(&[("journal/00000000", json!([])), note(1, 4, 1)])
+            .write(&[run, note(1, 5, 1)])
+            .write(&[("leader", Value::Null)])
+            .write(&[("leader", json!({"name": "b"}))])
+            .write(&[ended, note(8, 1, 1)])
+            .write(&[task, note(8, 2, 1)])
+            .write(&[("journal/00000000", Value::Null), note(8, 3, 0)])
+            .0;
+        assert_eq!(history.violations(), [""; 0]);
     }
 
     #[test]
