@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use emberline_common::spec::ByteSize;
+use emberline_common::spec::{ByteSize, DurationText};
 
 /// A lightweight MLOps engine: from raw data to a trained, checked, registered model.
 #[derive(Debug, Parser)]
@@ -37,7 +37,7 @@ pub struct Arguments {
 /// Which cluster.
 #[derive(Debug, Clone, Args)]
 pub struct ClusterArguments {
-    /// The coordinator's address, e.g. `http://127.0.0.1:7420`. Without it, the embedded cluster of the state directory is used, and started if it does not run.
+    /// The coordinators' addresses, e.g. `10.0.0.1:7420,10.0.0.2:7420`; whichever leads is found. Without it, the embedded cluster of the state directory is used, and started if it does not run.
     #[arg(long, global = true, env = "EMBERLINE_SERVER")]
     pub server: Option<String>,
     /// Where the embedded cluster keeps its state.
@@ -94,6 +94,10 @@ pub enum Command {
     /// Show the cluster's leader, workers and queue.
     #[command(subcommand)]
     Cluster(ClusterCommand),
+    /// Be a coordinator of a cluster: serve, and lead whenever nobody else does.
+    Coordinator(Box<CoordinatorArguments>),
+    /// Be a worker of a cluster: run what its leader assigns.
+    Worker(WorkerArguments),
     /// Start the embedded cluster and keep it up until Ctrl-C.
     Dev {
         /// The address to serve on; loopback only.
@@ -252,6 +256,97 @@ pub enum ModelsCommand {
         /// The model's name.
         model: String,
     },
+}
+
+/// How to be a coordinator.
+#[derive(Debug, Args)]
+pub struct CoordinatorArguments {
+    /// Its name, for people; by default the machine's.
+    #[arg(long, env = "EMBERLINE_NAME")]
+    pub name: Option<String>,
+    /// The address to serve on. Other than loopback it needs `--insecure`.
+    #[arg(long, env = "EMBERLINE_LISTEN", default_value = "127.0.0.1:7420")]
+    pub listen: String,
+    /// Where others reach it, `host:port`; by default where it listens.
+    #[arg(long, env = "EMBERLINE_ADVERTISE")]
+    pub advertise: Option<String>,
+    /// Serve others than this machine, although there is neither TLS nor a token.
+    #[arg(long)]
+    pub insecure: bool,
+    /// etcd's members, e.g. `http://10.0.0.1:2379,http://10.0.0.2:2379`.
+    #[arg(
+        long,
+        env = "EMBERLINE_ETCD",
+        value_delimiter = ',',
+        required = true,
+        value_name = "URL"
+    )]
+    pub etcd: Vec<String>,
+    /// What all keys in etcd begin with; one for each cluster.
+    #[arg(long, env = "EMBERLINE_ETCD_PREFIX", default_value = "emberline")]
+    pub etcd_prefix: String,
+    /// etcd's user.
+    #[arg(long, env = "EMBERLINE_ETCD_USER", requires = "etcd_password_file")]
+    pub etcd_user: Option<String>,
+    /// The file with the password of etcd's user.
+    #[arg(long, env = "EMBERLINE_ETCD_PASSWORD_FILE", requires = "etcd_user")]
+    pub etcd_password_file: Option<PathBuf>,
+    /// The authority that signed etcd's certificates, in PEM.
+    #[arg(long, env = "EMBERLINE_ETCD_CA")]
+    pub etcd_ca: Option<PathBuf>,
+    /// Our certificate for etcd, in PEM.
+    #[arg(long, env = "EMBERLINE_ETCD_CERT", requires = "etcd_key")]
+    pub etcd_cert: Option<PathBuf>,
+    /// The key of our certificate for etcd, in PEM.
+    #[arg(long, env = "EMBERLINE_ETCD_KEY", requires = "etcd_cert")]
+    pub etcd_key: Option<PathBuf>,
+    /// How often the leader lets etcd forget old versions of keys; `0s` never.
+    #[arg(long, default_value = "5m")]
+    pub etcd_compact_every: DurationText,
+    /// Where artifacts, logs and archives are: `s3://bucket/prefix` (with the usual `AWS_…` environment) or `file:///directory` that all machines share.
+    #[arg(long, env = "EMBERLINE_ARTIFACTS", value_name = "URL")]
+    pub artifacts: String,
+    /// The leader's lease, in whole seconds: when a leader's machine vanishes without a word, the next one leads after this long.
+    #[arg(long, default_value = "3s")]
+    pub lease_ttl: DurationText,
+    /// How long a worker whose connection broke may take to come back before its attempts run elsewhere.
+    #[arg(long, default_value = "3s")]
+    pub worker_grace: DurationText,
+    /// How long a new leader waits for workers to claim the attempts that they still run.
+    #[arg(long, default_value = "3s")]
+    pub adoption_window: DurationText,
+    /// How often workers say that they live; after four without a word their session ends.
+    #[arg(long, default_value = "1s")]
+    pub heartbeat_interval: DurationText,
+}
+
+/// How to be a worker. The coordinators are named by `--server`, the directory by `--state-dir`.
+#[derive(Debug, Args)]
+pub struct WorkerArguments {
+    /// Its name, one for each worker and stable over restarts; by default the machine's.
+    #[arg(long, env = "EMBERLINE_NAME")]
+    pub name: Option<String>,
+    /// What stages can ask for by `labels`, e.g. `zone=a`; may be given several times.
+    #[arg(long = "label", value_name = "KEY=VALUE")]
+    pub labels: Vec<String>,
+    /// Attempts at a time, at most; resources bound them as well.
+    #[arg(long, default_value_t = 64)]
+    pub slots: u32,
+    /// CPUs that it gives to tasks; by default those that it may use.
+    #[arg(long)]
+    pub cpu: Option<f64>,
+    /// Memory that it gives to tasks; by default what it may use.
+    #[arg(long)]
+    pub memory: Option<ByteSize>,
+    /// GPUs that it gives to tasks; by default those that it finds.
+    #[arg(long)]
+    pub gpus: Option<u32>,
+    /// How long it goes on computing while no leader can be reached; then it stops and discards.
+    #[arg(long, default_value = "10m")]
+    pub orphan_grace: DurationText,
+    /// How long running attempts may go on after SIGTERM before they are checkpointed and given back.
+    #[arg(long, default_value = "0s")]
+    pub drain_timeout: DurationText,
 }
 
 /// What to do with the cluster.

@@ -122,8 +122,11 @@ impl EmbeddedCluster {
                 ..EngineConfig::default()
             },
             heartbeat_interval: Duration::from_secs(1),
+            advertise: None,
+            one_of_many: false,
         };
         let coordinator = Coordinator::start(config, listener).await?;
+        coordinator.leads().await?;
         let address = coordinator.address();
         let mut cluster = Self {
             coordinator,
@@ -168,12 +171,7 @@ impl EmbeddedCluster {
     async fn workers_ready(&self) -> anyhow::Result<()> {
         let ready = async {
             for worker in &self.workers {
-                if worker
-                    .connected()
-                    .wait_for(|connected| *connected)
-                    .await
-                    .is_err()
-                {
+                if worker.leader().wait_for(Option::is_some).await.is_err() {
                     anyhow::bail!("a worker stopped before it was ready");
                 }
             }

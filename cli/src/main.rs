@@ -18,7 +18,13 @@ use crate::{args::Arguments, exit::Exit};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    output::init_tracing(arguments.verbose);
+    // What stays up says what it does; the rest only what goes wrong.
+    let stays = matches!(
+        arguments.command,
+        args::Command::Coordinator(_) | args::Command::Worker(_)
+    );
+    let verbose = arguments.verbose.max(u8::from(stays && !arguments.quiet));
+    output::init_tracing(verbose);
     // One provider for every TLS connection of the process; a second installation changes nothing.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -5,6 +5,7 @@ pub mod artifact;
 pub mod attempt_log;
 pub mod failure;
 pub mod ids;
+pub mod redirect;
 pub mod resources;
 pub mod run_view;
 pub mod spec;

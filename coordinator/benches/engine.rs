@@ -253,9 +253,16 @@ impl Bench {
     fn keep(&mut self, decision: Decision) -> Result<Outcome, Refusal> {
         for write in decision.writes {
             match write {
-                Write::Put { key, value } => self.records.insert(key, value),
-                Write::Delete { key } => self.records.remove(&key),
-            };
+                Write::Put { key, value } => {
+                    self.records.insert(key, value);
+                }
+                Write::Delete { key } => {
+                    self.records.remove(&key);
+                }
+                Write::DeletePrefix { prefix } => {
+                    self.records.retain(|key, _| !key.starts_with(&prefix));
+                }
+            }
         }
         for effect in decision.effects {
             if let Effect::Assign {

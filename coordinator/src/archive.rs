@@ -208,9 +208,13 @@ async fn store_one(
     };
     match runtime.own_command(command).await {
         // Refused: it is not live any more, so it needs no archive. Stopped: the next leader's
-        // engine asks again.
-        Ok(_) | Err(RuntimeError::Refused(_) | RuntimeError::Stopped | RuntimeError::Busy) => {
-            Ok(())
-        }
+        // engine asks again. The others are what only clients are told.
+        Ok(_)
+        | Err(
+            RuntimeError::Refused(_)
+            | RuntimeError::Stopped
+            | RuntimeError::Busy
+            | RuntimeError::ReadOnly(_),
+        ) => Ok(()),
     }
 }

@@ -1,46 +1,28 @@
-//! One coordinator from its start to its end: campaign, load, serve; stop, resign.
+//! One coordinator from its start to its end: it serves, follows, leads when it can, and stops.
+//!
+//! It serves for as long as it lives. While another one leads, every call is answered with where the
+//! leader is; while it leads itself, its [term](crate::term) answers.
 
-use std::{
-    collections::{HashMap, HashSet},
-    net::SocketAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use emberline_common::{
-    artifact::{ArtifactError, ArtifactStore},
-    ids::{Digest, Epoch},
-    spec::PipelineSpec,
-};
-use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+use emberline_common::artifact::{ArtifactError, ArtifactStore};
 use thiserror::Error;
-use tokio::{net::TcpListener, sync::mpsc};
+use tokio::{net::TcpListener, sync::watch, time::sleep};
 
 use crate::{
-    archive::{self, Archive},
-    engine::{Engine, api::EngineConfig},
-    gc::Collector,
-    holds::Holds,
-    lookup::Lookup,
-    run_id::RunIds,
-    runtime::{
-        Runtime,
-        clock::{Clock, SystemClock},
-        counters::Counters,
-        pump::{Parts, Pump, PumpError},
-        watchers::Watchers,
-    },
-    services::{Context, server},
-    store::{Candidate, Record, SCHEMA_KEY, StateStore, StoreError, check_schema},
+    attend,
+    engine::api::EngineConfig,
+    runtime::{Runtime, counters::Counts},
+    services::{role::Role, server},
+    store::{Candidate, StateStore, StoreError},
     tasks::Tasks,
+    term::Term,
 };
 
-/// The largest spec of a pipeline, as JSON.
-const MAX_SPEC_BYTES: u64 = 16 << 20;
-/// Specs read at once when the state is loaded.
-const SPECS_AT_ONCE: usize = 16;
 /// How long open calls may take to end at shutdown.
 const END_WITHIN: Duration = Duration::from_secs(5);
+/// How long to wait before leading is tried again after it failed for a cause that may pass.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
 
 /// What a coordinator is made of.
 pub struct CoordinatorConfig {
@@ -54,6 +36,10 @@ pub struct CoordinatorConfig {
     pub engine: EngineConfig,
     /// Workers send a heartbeat at least this often; after four without one their session ends.
     pub heartbeat_interval: Duration,
+    /// Where others reach it, `host:port`; by default where it listens.
+    pub advertise: Option<String>,
+    /// Whether others may lead in its place: then what keeps it from leading now is tried again.
+    pub one_of_many: bool,
 }
 
 /// Why a coordinator did not start, or has stopped.
@@ -88,131 +74,93 @@ pub enum CoordinatorError {
     Stuck(Duration),
 }
 
-/// A coordinator that leads and serves.
+impl CoordinatorError {
+    /// Whether it may pass by itself, or at another coordinator.
+    const fn may_pass(&self) -> bool {
+        matches!(
+            self,
+            Self::Spec { .. }
+                | Self::Stuck(_)
+                | Self::Store(StoreError::Deposed { .. } | StoreError::Failed { .. })
+        )
+    }
+}
+
+/// A coordinator that serves.
 pub struct Coordinator {
     address: SocketAddr,
-    store: Arc<dyn StateStore>,
-    epoch: Epoch,
-    runtime: Runtime,
     tasks: Tasks,
+    /// The way to the engine, while it leads.
+    leading: watch::Receiver<Option<Runtime>>,
 }
 
 impl Coordinator {
-    /// Becomes the leader, loads the state, and serves on the listener.
+    /// Serves on the listener, and leads as soon as it can; see [`Self::leads`].
     ///
     /// # Errors
-    /// [`CoordinatorError`].
+    /// [`CoordinatorError::Serve`].
     pub async fn start(
         config: CoordinatorConfig,
         listener: TcpListener,
     ) -> Result<Self, CoordinatorError> {
-        let serve_failed = |e: std::io::Error| CoordinatorError::Serve {
+        let address = listener.local_addr().map_err(|e| CoordinatorError::Serve {
             source: Arc::new(e),
-        };
-        let address = listener.local_addr().map_err(serve_failed)?;
+        })?;
+        let advertise = config
+            .advertise
+            .clone()
+            .unwrap_or_else(|| address.to_string());
         let candidate = Candidate {
             name: config.name.clone(),
-            address: address.to_string(),
+            address: advertise,
         };
-        let epoch = config.store.campaign(candidate).await?;
-        match Self::lead(&config, epoch, address, listener).await {
-            Ok(coordinator) => Ok(coordinator),
-            Err(e) => {
-                // The reason at hand says more than a failed farewell would.
-                let _ = config.store.resign(epoch).await;
-                Err(e)
-            }
-        }
-    }
-
-    async fn lead(
-        config: &CoordinatorConfig,
-        epoch: Epoch,
-        address: SocketAddr,
-        listener: TcpListener,
-    ) -> Result<Self, CoordinatorError> {
-        let store = Arc::clone(&config.store);
-        check_schema(store.as_ref(), epoch).await?;
-        let mut records = store.load("").await?;
-        records.retain(|(key, _)| key != SCHEMA_KEY);
-        let specs = load_specs(&config.artifacts, &records).await?;
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-        let number = records.len();
-        let (engine, first) = Engine::load(
-            config.engine.clone(),
-            epoch,
-            seed(),
-            clock.now(),
-            records,
-            &|_, digest| specs.get(digest).cloned(),
-        )
-        .map_err(|e| CoordinatorError::Load(e.to_string()))?;
-        tracing::info!(%epoch, records = number, %address, "leading");
-
         let tasks = Tasks::new();
-        let watchers = Watchers::default();
-        let counters = Arc::new(Counters::default());
-        let (runtime, requests) = Runtime::new(epoch, watchers.clone(), Arc::clone(&counters));
-        // Every live run is archived at most once, so the queue never fills.
-        let (archive_queue, ended) = mpsc::channel(config.engine.max_live_runs + 1);
-        let parts = Parts {
-            engine,
-            store: Arc::clone(&store),
-            epoch,
-            clock: Arc::clone(&clock),
-            requests,
-            watchers,
-            counters,
-            archive: archive_queue,
+        let store = Arc::clone(&config.store);
+        let role = Role::new(Arc::clone(&store)).await;
+        let serving = server::serve(role.clone(), listener, tasks.stopping().clone());
+        tasks.spawn("server", serving);
+        if config.one_of_many {
+            let stop = tasks.stopping().clone();
+            let watching = attend::attend(Arc::clone(&store), candidate.address.clone());
+            let there = store.announce(candidate.clone());
+            tasks.spawn("attendance", async move {
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = watching => {}
+                    () = there => {}
+                }
+                Ok(())
+            });
+        }
+        let (told, leading) = watch::channel(None);
+        let terms = Terms {
+            config,
+            candidate,
+            role,
+            told,
+            stop: tasks.clone(),
         };
-        let pump = Pump::new(parts, Some(first));
-        let stop = tasks.stopping().clone();
-        tasks.spawn("engine", async move {
-            pump.run(stop).await.map_err(|e| match e {
-                PumpError::Store(e) => CoordinatorError::Store(e),
-                PumpError::Panicked => CoordinatorError::Panicked { task: "engine" },
-            })
-        });
-
-        let archive = Archive::new(config.artifacts.clone());
-        let holds = Holds::default();
-        let archiving = archive::archive_runs(
-            archive.clone(),
-            holds.clone(),
-            runtime.clone(),
-            ended,
-            tasks.stopping().clone(),
-        );
-        tasks.spawn("archive", async move {
-            archiving.await;
-            Ok(())
-        });
-        let context = Context {
-            lookup: Lookup::new(runtime.clone(), archive.clone()),
-            collector: Collector::new(
-                runtime.clone(),
-                config.artifacts.clone(),
-                archive,
-                holds.clone(),
-            ),
-            runtime: runtime.clone(),
-            artifacts: config.artifacts.clone(),
-            holds,
-            tasks: tasks.clone(),
-            leader_since: clock.now(),
-            clock,
-            run_ids: RunIds::default(),
-            address: address.to_string(),
-            heartbeat_interval: config.heartbeat_interval,
-        };
-        tasks.spawn("server", server::serve(Arc::new(context), listener));
+        tasks.spawn("leadership", terms.run());
         Ok(Self {
             address,
-            store,
-            epoch,
-            runtime,
             tasks,
+            leading,
         })
+    }
+
+    /// Resolves when it leads.
+    ///
+    /// # Errors
+    /// Why it stopped before it did.
+    pub async fn leads(&self) -> Result<(), CoordinatorError> {
+        let mut leading = self.leading.clone();
+        tokio::select! {
+            led = leading.wait_for(Option::is_some) => match led {
+                Ok(_) => Ok(()),
+                Err(_) => self.tasks.stopped().await,
+            },
+            stopped = self.tasks.stopped() => stopped,
+        }
     }
 
     /// Where it serves.
@@ -221,10 +169,11 @@ impl Coordinator {
         self.address
     }
 
-    /// What it has counted: commits, records, commands.
+    /// What it has counted in this term: commits, records, commands. Nothing while it does not lead.
     #[must_use]
-    pub fn counts(&self) -> crate::runtime::counters::Counts {
-        self.runtime.counts()
+    pub fn counts(&self) -> Counts {
+        let leading = self.leading.borrow();
+        leading.as_ref().map(Runtime::counts).unwrap_or_default()
     }
 
     /// Resolves when it has stopped serving.
@@ -235,15 +184,14 @@ impl Coordinator {
         self.tasks.stopped().await
     }
 
-    /// Stops orderly: what was decided is committed, open streams are told, the leadership is given
-    /// up, every task has ended.
+    /// Stops orderly: what was decided is committed, the leadership is given up, open streams are
+    /// told, every task has ended.
     ///
     /// # Errors
     /// Why it had failed before, or what failed now.
     pub async fn shutdown(self) -> Result<(), CoordinatorError> {
         self.tasks.stopping().cancel();
-        let ended = self.tasks.join(END_WITHIN).await;
-        self.store.resign(self.epoch).await?;
+        let ended = self.tasks.join(END_WITHIN * 2).await;
         match self.tasks.failure() {
             Some(e) => Err(e),
             None if ended => Ok(()),
@@ -252,39 +200,122 @@ impl Coordinator {
     }
 }
 
-/// Reads the pipelines of all live runs. What is not there is left out: the engine says of which run.
-async fn load_specs(
-    artifacts: &ArtifactStore,
-    records: &[Record],
-) -> Result<HashMap<Digest, Arc<PipelineSpec>>, CoordinatorError> {
-    let wanted =
-        Engine::spec_revisions(records).map_err(|e| CoordinatorError::Load(e.to_string()))?;
-    let digests: HashSet<Digest> = wanted.into_iter().map(|(_, digest)| digest).collect();
-    stream::iter(digests)
-        .map(|digest| async move {
-            let bytes = match artifacts.get_bytes(&digest, MAX_SPEC_BYTES).await {
-                Ok(bytes) => bytes,
-                Err(ArtifactError::NotFound { .. }) => return Ok(None),
-                Err(source) => {
-                    let source = Arc::new(source);
-                    return Err(CoordinatorError::Spec { source });
-                }
-            };
-            let spec: PipelineSpec = serde_json::from_slice(&bytes)
-                .map_err(|e| CoordinatorError::Load(format!("the pipeline {digest}: {e}")))?;
-            Ok(Some((digest, Arc::new(spec))))
-        })
-        .buffer_unordered(SPECS_AT_ONCE)
-        .try_filter_map(|found| async move { Ok(found) })
-        .try_collect()
-        .await
+/// Leads one term after the other.
+struct Terms {
+    config: CoordinatorConfig,
+    candidate: Candidate,
+    role: Role,
+    told: watch::Sender<Option<Runtime>>,
+    stop: Tasks,
 }
 
-/// A seed for jitter: it only has to differ from other leaders'.
-fn seed() -> u64 {
-    let mut bytes = [0; 8];
-    match getrandom::fill(&mut bytes) {
-        Ok(()) => u64::from_le_bytes(bytes),
-        Err(_) => emberline_common::time::Timestamp::now().0,
+/// Why a term ended.
+enum End {
+    /// The coordinator stops.
+    Stop,
+    /// Somebody else leads, or may.
+    Over,
+    /// A part of it failed.
+    Failed(CoordinatorError),
+}
+
+impl Terms {
+    async fn run(self) -> Result<(), CoordinatorError> {
+        let stopping = self.stop.stopping().clone();
+        if self.config.one_of_many {
+            tokio::select! {
+                () = stopping.cancelled() => return Ok(()),
+                () = self.bury_predecessor() => {}
+            }
+        }
+        loop {
+            let campaign = self.config.store.campaign(self.candidate.clone());
+            let epoch = tokio::select! {
+                () = stopping.cancelled() => return Ok(()),
+                epoch = campaign => epoch,
+            };
+            let failed = match epoch {
+                Ok(epoch) => match self.one(epoch).await {
+                    End::Stop => return Ok(()),
+                    End::Over => continue,
+                    End::Failed(e) => e,
+                },
+                Err(e) => e.into(),
+            };
+            if !(self.config.one_of_many && failed.may_pass()) {
+                return Err(failed);
+            }
+            tracing::warn!(error = %failed, "leading failed and is tried again");
+            tokio::select! {
+                () = stopping.cancelled() => return Ok(()),
+                () = sleep(TRY_AGAIN) => {}
+            }
+        }
+    }
+
+    async fn one(&self, epoch: emberline_common::ids::Epoch) -> End {
+        let store = &self.config.store;
+        let over = store.term_ended(epoch);
+        tokio::pin!(over);
+        let stopping = self.stop.stopping();
+        let begun = tokio::select! {
+            begun = Term::begin(&self.config, epoch, &self.candidate.address) => begun,
+            () = stopping.cancelled() => {
+                // The lease ends by itself if this fails.
+                let _ = store.resign(epoch).await;
+                return End::Stop;
+            }
+            () = &mut over => return End::Over,
+        };
+        let term = match begun {
+            Ok(term) => term,
+            Err(e) => {
+                // The reason at hand says more than a failed farewell would.
+                let _ = store.resign(epoch).await;
+                return match e {
+                    CoordinatorError::Store(StoreError::Deposed { .. })
+                        if self.config.one_of_many =>
+                    {
+                        End::Over
+                    }
+                    e => End::Failed(e),
+                };
+            }
+        };
+        self.role.lead(term.routes()).await;
+        self.told.send_replace(Some(term.runtime().clone()));
+        let end = tokio::select! {
+            () = stopping.cancelled() => End::Stop,
+            () = &mut over => End::Over,
+            stopped = term.stopped() => match stopped {
+                Ok(()) => End::Stop,
+                Err(CoordinatorError::Store(StoreError::Deposed { .. }))
+                    if self.config.one_of_many => End::Over,
+                Err(e) => End::Failed(e),
+            },
+        };
+        self.role.follow().await;
+        self.told.send_replace(None);
+        term.stop_deciding().await;
+        let resigned = store.resign(epoch).await;
+        let ended = term.end().await;
+        match (end, ended, resigned) {
+            (End::Stop, Err(e), _) => End::Failed(e),
+            (End::Stop, Ok(()), Err(e)) => End::Failed(e.into()),
+            (end, ..) => end,
+        }
+    }
+
+    /// Whoever led at our own address is dead: we listen there now.
+    async fn bury_predecessor(&self) {
+        let store = &self.config.store;
+        if let Ok(Some(leader)) = store.leader().await
+            && leader.address == self.candidate.address
+        {
+            tracing::info!(term = %leader.epoch, "ending the term of the process before this one");
+            if let Err(e) = store.depose(leader.epoch).await {
+                tracing::warn!(error = %e, "its lease has to run out");
+            }
+        }
     }
 }

@@ -5,6 +5,7 @@
 //! durable.
 
 pub mod archive;
+mod attend;
 mod coordinator;
 pub mod engine;
 pub mod gc;
@@ -15,5 +16,6 @@ pub mod runtime;
 mod services;
 pub mod store;
 mod tasks;
+mod term;
 
 pub use coordinator::{Coordinator, CoordinatorConfig, CoordinatorError};

@@ -105,8 +105,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .stage(Arc::new(WordCount(StageKind::new("demo/word-count")?)))
         .start()
         .await?;
-    let mut connected = worker.connected();
-    connected.wait_for(|connected| *connected).await?;
+    let mut leader = worker.leader();
+    leader.wait_for(Option::is_some).await?;
     eprintln!("connected; Ctrl-C to drain");
     tokio::signal::ctrl_c().await?;
     worker.drain(Duration::from_secs(60)).await;

@@ -14,6 +14,7 @@ pub mod kinds;
 pub mod machine;
 mod outputs;
 mod runner;
+mod search;
 mod session;
 mod sink;
 pub mod stage;
@@ -22,4 +23,5 @@ mod worker;
 
 pub use config::{WorkerConfig, WorkerError};
 pub use kinds::builtin_stages;
+pub use search::LeaderSeen;
 pub use worker::{RunningWorker, Worker, WorkerBuilder};

@@ -5,7 +5,6 @@
 //! none, and are offered to the next leader for adoption.
 
 use std::{
-    hash::{BuildHasher, RandomState},
     sync::{
         Arc,
         mpsc::{RecvTimeoutError, SyncSender, sync_channel},
@@ -13,7 +12,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use emberline_common::{artifact::ArtifactStore, ids::AttemptId};
+use emberline_common::{
+    artifact::ArtifactStore,
+    ids::{AttemptId, Epoch},
+    redirect::{Redirect, redirect},
+};
 use emberline_proto::{
     WORKER_PROTOCOL_VERSION,
     v1::{self as pb, leader_message, worker_message, worker_service_client::WorkerServiceClient},
@@ -23,75 +26,88 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::{config::WorkerConfig, runner::Runner, stage::StopReason};
+use crate::{
+    config::WorkerConfig,
+    runner::Runner,
+    search::{LeaderSeen, Search},
+    stage::StopReason,
+};
 
 /// Messages on their way to the leader at a time.
 const OUTGOING: usize = 64;
 /// The largest message either way.
 const MAX_MESSAGE_BYTES: usize = 16 << 20;
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a leader may take to answer a registration: its adoption window lies in between.
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long one message may wait for the leader to take it.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often updates are told.
 const UPDATE_INTERVAL: Duration = Duration::from_millis(100);
-const FIRST_BACKOFF: Duration = Duration::from_millis(20);
-const MAX_BACKOFF: Duration = Duration::from_secs(2);
 
 /// Keeps a session open until it is cancelled.
 pub(crate) struct Session {
     pub config: WorkerConfig,
     pub incarnation: String,
-    pub endpoints: Vec<Endpoint>,
+    /// Where leaders may be.
+    pub leaders: Vec<String>,
     pub runner: Arc<Runner>,
-    pub connected: watch::Sender<bool>,
+    pub connected: watch::Sender<Option<LeaderSeen>>,
     pub cancel: CancellationToken,
 }
 
 impl Session {
     pub async fn run(self) {
         let mut artifacts = self.config.artifacts.clone();
-        let mut backoff = FIRST_BACKOFF;
+        let mut search = Search::new(self.leaders.clone());
         let mut alone_since = Instant::now();
-        for endpoint in self.endpoints.iter().cycle() {
+        loop {
+            let address = search.next();
             let ended = tokio::select! {
-                ended = self.one(endpoint, &mut artifacts) => ended,
+                ended = self.one(&address, &mut search, &mut artifacts) => ended,
                 () = self.cancel.cancelled() => return,
             };
             // Whoever waits for the connection need not watch the stream to see that it broke.
-            if self.connected.send_replace(false) {
+            if self.connected.send_replace(None).is_some() {
                 alone_since = Instant::now();
-                backoff = FIRST_BACKOFF;
+                search.had_one();
+                tracing::warn!(leader = %address, why = %ended.why, "the session broke");
+            } else {
+                search.say(&address, &ended.why);
             }
-            tracing::debug!(leader = %endpoint.uri(), why = %ended, "no session");
             if alone_since.elapsed() > self.config.orphan_grace && !self.runner.board.is_idle() {
                 tracing::warn!("no leader for too long: attempts are stopped and discarded");
                 self.runner.board.stop_all(StopReason::Cancelled);
                 self.runner.board.discard();
             }
+            let wait = search.failed(ended.redirect);
             tokio::select! {
-                () = tokio::time::sleep(jittered(backoff)) => {}
+                () = tokio::time::sleep(wait) => {}
                 () = self.cancel.cancelled() => return,
             }
-            backoff = (backoff * 2).min(MAX_BACKOFF);
         }
     }
 
     /// One session, from connecting to its end; says why it ended.
-    async fn one(&self, endpoint: &Endpoint, artifacts: &mut Option<ArtifactStore>) -> String {
-        match self.talk(endpoint, artifacts).await {
-            Ok(()) => "the leader ended it".to_owned(),
-            Err(why) => why,
+    async fn one(
+        &self,
+        address: &str,
+        search: &mut Search,
+        artifacts: &mut Option<ArtifactStore>,
+    ) -> Ended {
+        match self.talk(address, search, artifacts).await {
+            Ok(()) => "the leader ended it".to_owned().into(),
+            Err(ended) => ended,
         }
     }
 
     async fn talk(
         &self,
-        endpoint: &Endpoint,
+        address: &str,
+        search: &mut Search,
         artifacts: &mut Option<ArtifactStore>,
-    ) -> Result<(), String> {
-        let channel = endpoint.connect().await.map_err(|e| chain(&e))?;
+    ) -> Result<(), Ended> {
+        let channel = endpoint(address)?.connect().await.map_err(|e| chain(&e))?;
         let mut client = client(channel);
         let (send, receive) = mpsc::channel(OUTGOING);
         let opening = self.runner.board.open(self.config.slots);
@@ -107,10 +123,10 @@ impl Session {
             let response = client
                 .session(ReceiverStream::new(receive))
                 .await
-                .map_err(|status| told(&status))?;
+                .map_err(Ended::from)?;
             let mut incoming = response.into_inner();
-            let first = incoming.message().await.map_err(|status| told(&status))?;
-            Ok::<_, String>((incoming, first))
+            let first = incoming.message().await.map_err(Ended::from)?;
+            Ok::<_, Ended>((incoming, first))
         };
         let (mut incoming, first) = tokio::time::timeout(REGISTER_TIMEOUT, answer)
             .await
@@ -118,22 +134,29 @@ impl Session {
         let Some(leader_message::Message::Registered(registered)) =
             first.and_then(|first| first.message)
         else {
-            return Err("the leader did not begin with `registered`".to_owned());
+            return Err("the leader did not begin with `registered`"
+                .to_owned()
+                .into());
         };
         if registered.protocol_version != WORKER_PROTOCOL_VERSION {
             return Err(format!(
                 "the leader speaks version {} of the protocol, this worker {WORKER_PROTOCOL_VERSION}",
                 registered.protocol_version
-            ));
+            )
+            .into());
         }
+        search.found(address, Epoch(registered.epoch))?;
         let store = self.artifacts(artifacts, &registered.object_store_url)?;
         for id in ids(registered.abandon) {
             self.runner.board.stop(&id, StopReason::Cancelled);
         }
         let interval = Duration::from_millis(u64::from(registered.heartbeat_interval_ms.max(50)));
         let _heart = Heart::start(send.clone(), interval);
-        self.connected.send_replace(true);
-        tracing::info!(leader = %endpoint.uri(), epoch = registered.epoch, "session open");
+        self.connected.send_replace(Some(LeaderSeen {
+            address: address.to_owned(),
+            epoch: Epoch(registered.epoch),
+        }));
+        tracing::info!(leader = %address, epoch = registered.epoch, "session open");
 
         let mut updates = tokio::time::interval(UPDATE_INTERVAL);
         updates.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -143,7 +166,7 @@ impl Session {
                 message = incoming.message() => match message {
                     Ok(Some(message)) => self.handle(&store, message),
                     Ok(None) => return Ok(()),
-                    Err(status) => return Err(told(&status)),
+                    Err(status) => return Err(status.into()),
                 },
                 () = self.runner.board.wake.notified() => {
                     self.flush(&send).await?;
@@ -309,14 +332,29 @@ pub(crate) fn endpoint(leader: &str) -> Result<Endpoint, String> {
         .keep_alive_while_idle(true))
 }
 
-/// Between half of it and all of it.
-fn jittered(backoff: Duration) -> Duration {
-    let random = RandomState::new().hash_one(0_u8) % 1000;
-    backoff.mul_f64(0.5 + f64::from(u32::try_from(random).unwrap_or(0)) / 2000.0)
+/// How a session ended, or why there was none.
+pub(crate) struct Ended {
+    why: String,
+    /// What a follower said.
+    redirect: Option<Redirect>,
 }
 
-fn told(status: &tonic::Status) -> String {
-    format!("{:?}: {}", status.code(), status.message())
+impl From<String> for Ended {
+    fn from(why: String) -> Self {
+        Self {
+            why,
+            redirect: None,
+        }
+    }
+}
+
+impl From<tonic::Status> for Ended {
+    fn from(status: tonic::Status) -> Self {
+        Self {
+            why: format!("{:?}: {}", status.code(), status.message()),
+            redirect: redirect(&status),
+        }
+    }
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

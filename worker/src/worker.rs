@@ -22,6 +22,7 @@ use crate::{
     config::{WorkerConfig, WorkerError},
     kinds::exec::end_leftovers,
     runner::Runner,
+    search::LeaderSeen,
     session::{self, Session},
     stage::{Stage, StopReason},
 };
@@ -65,7 +66,7 @@ impl WorkerBuilder {
     }
 
     /// Starts it in the current tokio runtime. It looks for a leader from then on; see
-    /// [`RunningWorker::connected`].
+    /// [`RunningWorker::leader`].
     ///
     /// # Errors
     /// [`WorkerError`] if the configuration or the state directory cannot be used.
@@ -81,13 +82,9 @@ impl WorkerBuilder {
         if config.slots == 0 {
             return Err(wrong("slots", "is 0: it could run nothing".into()));
         }
-        let endpoints = config
-            .leaders
-            .iter()
-            .map(|leader| session::endpoint(leader));
-        let endpoints = endpoints
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|message| wrong("leaders", message))?;
+        for leader in &config.leaders {
+            session::endpoint(leader).map_err(|message| wrong("leaders", message))?;
+        }
         let mut kinds: BTreeMap<StageKind, Arc<dyn Stage>> = BTreeMap::new();
         for stage in stages {
             let kind = stage.kind();
@@ -143,19 +140,19 @@ impl WorkerBuilder {
             runtime: tokio::runtime::Handle::current(),
             tasks: TaskTracker::new(),
         });
-        let (connected, is_connected) = watch::channel(false);
+        let (connected, leader) = watch::channel(None);
         let cancel = CancellationToken::new();
         let session = Session {
             incarnation: format!("i{:016x}", RandomState::new().hash_one(std::process::id())),
+            leaders: config.leaders.clone(),
             config,
-            endpoints,
             runner: runner.clone(),
             connected,
             cancel: cancel.clone(),
         };
         Ok(RunningWorker {
             runner,
-            connected: is_connected,
+            leader,
             cancel,
             session: tokio::spawn(session.run()),
         })
@@ -166,16 +163,16 @@ impl WorkerBuilder {
 /// session ends and its stages are asked to stop, but nobody waits for them.
 pub struct RunningWorker {
     runner: Arc<Runner>,
-    connected: watch::Receiver<bool>,
+    leader: watch::Receiver<Option<LeaderSeen>>,
     cancel: CancellationToken,
     session: JoinHandle<()>,
 }
 
 impl RunningWorker {
-    /// Whether there is a session with a leader.
+    /// The leader that there is a session with.
     #[must_use]
-    pub fn connected(&self) -> watch::Receiver<bool> {
-        self.connected.clone()
+    pub fn leader(&self) -> watch::Receiver<Option<LeaderSeen>> {
+        self.leader.clone()
     }
 
     /// Takes no more work and lets what runs finish; what has not after `within` is asked to save a

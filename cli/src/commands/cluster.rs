@@ -46,6 +46,9 @@ async fn status(cluster: &Cluster, format: Format) -> anyhow::Result<()> {
             "live_runs": status.live_runs, "queued_tasks": status.queued_tasks,
             "running_attempts": status.running_attempts,
             "commits": status.commits, "records": status.records,
+            "coordinators": status.coordinators.iter().map(|c| {
+                json!({"name": c.name, "address": c.address, "leads": c.leads})
+            }).collect::<Vec<_>>(),
         }));
     }
     output::line(format!(
@@ -62,6 +65,14 @@ async fn status(cluster: &Cluster, format: Format) -> anyhow::Result<()> {
         "state     {} commits, {} records written",
         status.commits, status.records
     ))?;
+    for there in &status.coordinators {
+        let role = if there.leads { "leads" } else { "follows" };
+        output::line(format!(
+            "member    {} {} {role}",
+            clean(&there.name),
+            clean(&there.address)
+        ))?;
+    }
     let rows: Vec<Vec<String>> = status
         .workers
         .iter()

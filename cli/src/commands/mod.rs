@@ -3,6 +3,7 @@
 mod artifacts;
 mod bench;
 mod cluster;
+mod coordinator;
 mod dev;
 mod init;
 mod models;
@@ -10,6 +11,7 @@ mod run;
 mod runs;
 mod submission;
 mod validate;
+mod worker;
 
 use clap::CommandFactory as _;
 
@@ -35,6 +37,8 @@ pub async fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
         Command::Artifacts(command) => artifacts::artifacts(&cluster, command, quiet, format).await,
         Command::Models(command) => models::models(&cluster, command, format).await,
         Command::Cluster(command) => cluster::cluster(&cluster, &command, format).await,
+        Command::Coordinator(how) => coordinator::coordinator(*how, quiet).await,
+        Command::Worker(how) => worker::worker(&cluster, &how, quiet).await,
         Command::Dev { listen, workers } => dev::dev(&cluster, &listen, workers, quiet).await,
         Command::Init {
             directory,

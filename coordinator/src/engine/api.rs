@@ -254,6 +254,11 @@ pub enum Write {
         /// The key, without the cluster's prefix.
         key: String,
     },
+    /// Remove every key that begins so.
+    DeletePrefix {
+        /// The prefix, without the cluster's own.
+        prefix: String,
+    },
 }
 
 /// What to do once the writes are committed; never before.
@@ -374,6 +379,9 @@ pub struct EngineConfig {
     pub max_live_runs: usize,
     /// Tasks that have not ended, at most, over all runs.
     pub max_live_tasks: usize,
+    /// Assignments of one decision, at most: more go into the next one, which follows at once. A
+    /// store with small transactions wants few.
+    pub assignments_at_once: usize,
     /// Cache entries, at most; the least recently used go first.
     pub max_cache_entries: usize,
     /// A run is quarantined (failed with reason `system`) after this many leaders have died while deciding on it.
@@ -394,6 +402,7 @@ impl Default for EngineConfig {
             adoption_window: Duration::from_secs(3),
             max_live_runs: 10_000,
             max_live_tasks: 1_000_000,
+            assignments_at_once: 512,
             max_cache_entries: 100_000,
             poison_limit: 3,
             max_ended_runs: 100_000,

@@ -21,9 +21,6 @@ use super::{
     workers::artifacts,
 };
 
-/// Assignments of one decision, at most: more go into the next one, which follows at once.
-const MAX_ASSIGNMENTS: usize = 512;
-
 /// What a task would be given now.
 #[derive(Debug)]
 pub(super) struct Prepared {
@@ -47,7 +44,7 @@ impl Prepared {
 impl Engine {
     /// Hands out what is queued, most urgent first, as far as workers have room.
     pub(super) fn dispatch(&mut self) {
-        let mut left = MAX_ASSIGNMENTS;
+        let mut left = self.config.assignments_at_once;
         let mut again = true;
         while std::mem::take(&mut again) {
             if self.queue.len() == 0 || !self.fleet.any_available() {

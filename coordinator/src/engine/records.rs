@@ -44,6 +44,11 @@ pub mod keys {
     pub fn task(run: &RunId, task: &TaskName) -> String {
         format!("tasks/{run}/{task}")
     }
+    /// What all records of a run's tasks begin with.
+    #[must_use]
+    pub fn tasks(run: &RunId) -> String {
+        format!("tasks/{run}/")
+    }
     /// `cache/{key}`
     #[must_use]
     pub fn cache(key: &Digest) -> String {

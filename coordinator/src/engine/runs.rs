@@ -255,13 +255,10 @@ impl Engine {
             return;
         };
         self.run_ids.remove(id);
-        for (number, task) in run.tasks.iter().enumerate() {
-            if task.stored || task.dirty {
-                let name = run.name_of(u32::try_from(number).unwrap_or(u32::MAX));
-                self.out.writes.push(Write::Delete {
-                    key: keys::task(id, &name),
-                });
-            }
+        if run.tasks.iter().any(|task| task.stored || task.dirty) {
+            self.out.writes.push(Write::DeletePrefix {
+                prefix: keys::tasks(id),
+            });
         }
         let delete = |key| Write::Delete { key };
         self.out.writes.push(delete(keys::run(id)));

@@ -26,23 +26,36 @@ pub(super) struct Batch {
     writes: Vec<Write>,
     /// Where a key stands in `writes`: only its last value is written.
     place: HashMap<String, usize>,
+    /// Prefixes that it removes: no key below them may be written after that in the same batch.
+    removed: Vec<String>,
     bytes: usize,
     outs: Vec<Out>,
 }
 
-impl Batch {
-    pub(super) fn is_empty(&self) -> bool {
-        self.writes.is_empty() && self.outs.is_empty()
-    }
+/// What waits for one commit, at most.
+const MAX_OUTS: usize = 10_000;
 
-    /// Whether no further decision should be added. A single one may be larger than the limits.
-    pub(super) fn is_full(&self, limits: BatchLimits) -> bool {
-        self.writes.len() >= limits.records
-            || self.bytes >= limits.bytes
-            || self.outs.len() >= limits.records
+impl Batch {
+    /// Whether these writes of one decision go into it. An empty one takes any, however many.
+    pub(super) fn takes(&self, writes: &[Write], limits: BatchLimits) -> bool {
+        if self.writes.is_empty() {
+            return true;
+        }
+        let bytes: usize = writes.iter().map(size).sum();
+        let under = |key: &str| self.removed.iter().any(|p| key.starts_with(p.as_str()));
+        self.writes.len() + writes.len() <= limits.records
+            && self.bytes + bytes <= limits.bytes
+            && self.outs.len() < MAX_OUTS
+            && !writes.iter().any(|write| under(key(write)))
     }
 
     pub(super) fn write(&mut self, write: Write) {
+        if let Write::DeletePrefix { prefix } = &write {
+            self.remove(&prefix.clone());
+            self.bytes += prefix.len();
+            self.writes.push(write);
+            return;
+        }
         let size = size(&write);
         match self.place.entry(key(&write).to_owned()) {
             Entry::Occupied(place) => {
@@ -57,6 +70,23 @@ impl Batch {
                 self.writes.push(write);
             }
         }
+    }
+
+    /// What was written below the prefix before need not be written any more.
+    fn remove(&mut self, prefix: &str) {
+        self.removed.push(prefix.to_owned());
+        let undone = |write: &Write| key(write).starts_with(prefix);
+        if !self.writes.iter().any(undone) {
+            return;
+        }
+        self.writes.retain(|write| !undone(write));
+        self.place.clear();
+        for (at, write) in self.writes.iter().enumerate() {
+            if !matches!(write, Write::DeletePrefix { .. }) {
+                self.place.insert(key(write).to_owned(), at);
+            }
+        }
+        self.bytes = self.writes.iter().map(size).sum();
     }
 
     pub(super) fn out(&mut self, out: Out) {
@@ -77,14 +107,14 @@ impl fmt::Debug for Batch {
 
 fn key(write: &Write) -> &str {
     match write {
-        Write::Put { key, .. } | Write::Delete { key } => key,
+        Write::Put { key, .. } | Write::Delete { key } | Write::DeletePrefix { prefix: key } => key,
     }
 }
 
 fn size(write: &Write) -> usize {
     match write {
         Write::Put { key, value } => key.len() + value.len(),
-        Write::Delete { key } => key.len(),
+        Write::Delete { key } | Write::DeletePrefix { prefix: key } => key.len(),
     }
 }
 
@@ -112,18 +142,38 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_is_full_at_its_limits() {
+    fn a_batch_takes_a_decision_whole_or_not_at_all() {
         let limits = BatchLimits {
             records: 2,
             bytes: 10,
         };
         let mut batch = Batch::default();
+        let large = [put("a", "1"), put("b", "1"), put("c", "1")];
+        assert!(batch.takes(&large, limits), "alone it is one commit");
         batch.write(put("a", "1"));
-        assert!(!batch.is_full(limits));
-        batch.write(put("b", "1"));
-        assert!(batch.is_full(limits));
+        assert!(batch.takes(&[put("b", "1")], limits));
+        assert!(!batch.takes(&large[1..], limits), "too many");
+        assert!(!batch.takes(&[put("b", "123456789")], limits), "too large");
+    }
+
+    #[test]
+    fn a_prefix_that_is_removed_undoes_what_was_written_below_it() {
+        let limits = BatchLimits {
+            records: 10,
+            bytes: 1000,
+        };
         let mut batch = Batch::default();
-        batch.write(put("a", "123456789"));
-        assert!(batch.is_full(limits));
+        batch.write(put("x", "1"));
+        batch.write(put("t/1", "1"));
+        batch.write(put("y", "1"));
+        let none = Write::DeletePrefix {
+            prefix: "t/".into(),
+        };
+        batch.write(none.clone());
+        assert!(!batch.takes(&[put("t/2", "1")], limits), "not in the same");
+        assert!(batch.takes(&[put("u", "1")], limits));
+        batch.write(put("y", "2"));
+        let (writes, _) = batch.into_parts();
+        assert_eq!(writes, [put("x", "1"), put("y", "2"), none]);
     }
 }

@@ -26,18 +26,25 @@ use std::{
 use emberline_common::{
     ids::{Epoch, RunId},
     run_view::RunView,
+    time::Timestamp,
 };
 use thiserror::Error;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::{
+    sync::{Semaphore, mpsc, oneshot},
+    time::timeout,
+};
 
 use self::{
     counters::{Counters, Counts},
     sessions::Outgoing,
     watchers::{Watchers, Watching},
 };
-use crate::engine::{
-    Engine,
-    api::{Command, Outcome, Refusal, SessionId, WorkerHello},
+use crate::{
+    engine::{
+        Engine,
+        api::{Command, Outcome, Refusal, SessionId, WorkerHello},
+    },
+    store::StateStore,
 };
 
 /// Requests that wait for the engine, at most.
@@ -45,6 +52,8 @@ const QUEUE: usize = 8192;
 /// Of those, requests of clients; the rest of the room is the workers' own, so that no client can
 /// keep a worker's report from being heard.
 const CLIENT_REQUESTS: usize = 1024;
+/// A store that cannot write for longer than this is told to clients, who then need not wait.
+const TROUBLE: Duration = Duration::from_secs(2);
 /// How long a client is asked to wait when there is no room.
 pub const RETRY_HINT: Duration = Duration::from_millis(200);
 
@@ -57,6 +66,9 @@ pub enum RuntimeError {
     /// Too many requests are waiting.
     #[error("the leader has too many requests waiting; try again in a moment")]
     Busy,
+    /// The store cannot write. Whether a command was carried out is not known if it had to wait.
+    #[error("{0}")]
+    ReadOnly(String),
     /// This process does not lead any more. Whether a command was carried out is not known.
     #[error(
         "this coordinator has stopped leading; ask again, the next leader knows what was committed"
@@ -96,6 +108,7 @@ struct Shared {
     next_session: AtomicU64,
     watchers: Watchers,
     counters: Arc<Counters>,
+    store: Arc<dyn StateStore>,
     epoch: Epoch,
 }
 
@@ -103,6 +116,7 @@ impl Runtime {
     /// The handle, and the queue that the pump takes from.
     pub(crate) fn new(
         epoch: Epoch,
+        store: Arc<dyn StateStore>,
         watchers: Watchers,
         counters: Arc<Counters>,
     ) -> (Self, mpsc::Receiver<Request>) {
@@ -113,6 +127,7 @@ impl Runtime {
             next_session: AtomicU64::new(1),
             watchers,
             counters,
+            store,
             epoch,
         };
         let shared = Arc::new(shared);
@@ -128,7 +143,7 @@ impl Runtime {
         let (answer, answered) = oneshot::channel();
         let answer = Some(answer);
         self.send(Request::Command { command, answer }).await?;
-        Ok(answered.await.map_err(|_| RuntimeError::Stopped)??)
+        Ok(self.answered(answered).await??)
     }
 
     /// Gives a command whose outcome nobody waits for.
@@ -169,7 +184,7 @@ impl Runtime {
             })
         });
         self.send(Request::Read(reader)).await?;
-        answered.await.map_err(|_| RuntimeError::Stopped)
+        self.answered(answered).await
     }
 
     /// Watches a live run: how it is now, and every change after that. `None` if it is not live.
@@ -180,7 +195,7 @@ impl Runtime {
         let _room = self.client_room()?;
         let (answer, answered) = oneshot::channel();
         self.send(Request::Watch { run, answer }).await?;
-        answered.await.map_err(|_| RuntimeError::Stopped)
+        self.answered(answered).await
     }
 
     /// An id for a new session.
@@ -222,7 +237,29 @@ impl Runtime {
         self.shared.epoch
     }
 
+    /// Waits for an answer, but no longer than a while on a store that cannot write.
+    async fn answered<T>(&self, mut answer: oneshot::Receiver<T>) -> Result<T, RuntimeError> {
+        loop {
+            match timeout(TROUBLE, &mut answer).await {
+                Ok(answered) => return answered.map_err(|_| RuntimeError::Stopped),
+                Err(_) => self.check_store()?,
+            }
+        }
+    }
+
+    /// # Errors
+    /// [`RuntimeError::ReadOnly`] if the store has not been able to write for a while.
+    fn check_store(&self) -> Result<(), RuntimeError> {
+        match self.shared.store.trouble() {
+            Some(trouble) if Timestamp::now().since(trouble.since) > TROUBLE => {
+                Err(RuntimeError::ReadOnly(trouble.text))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn client_room(&self) -> Result<tokio::sync::SemaphorePermit<'_>, RuntimeError> {
+        self.check_store()?;
         self.shared
             .clients
             .try_acquire()

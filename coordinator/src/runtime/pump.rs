@@ -1,8 +1,7 @@
 //! The task that owns the engine: decide, persist, act.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
-    mem,
+    collections::{HashMap, VecDeque, hash_map::Entry},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
 };
@@ -28,6 +27,8 @@ use crate::{
     store::{BatchLimits, StateStore, StoreError},
 };
 
+/// Batches that wait for their commit, at most: the engine decides no further ahead.
+const AHEAD: usize = 4;
 /// Requests decided in a row before the loop looks at the commit under way.
 const AT_ONCE: usize = 256;
 
@@ -58,7 +59,8 @@ pub(crate) struct Pump {
     sessions: Sessions,
     /// Watchers that wait for a commit before they are added, by run.
     subscribing: HashMap<RunId, usize>,
-    pending: Batch,
+    /// What is decided and not committed, in order; each batch is one commit.
+    pending: VecDeque<Batch>,
     /// Set when the engine has panicked: on which run, if it was one's.
     panicked: Option<Option<RunId>>,
 }
@@ -100,7 +102,7 @@ impl Pump {
             archive: parts.archive,
             sessions: Sessions::default(),
             subscribing: HashMap::new(),
-            pending: Batch::default(),
+            pending: VecDeque::new(),
             panicked: None,
         };
         if let Some(decision) = first {
@@ -127,8 +129,8 @@ impl Pump {
             if let Some(run) = self.panicked.take() {
                 return self.give_up(in_flight, run).await;
             }
-            if in_flight.is_none() && !self.pending.is_empty() {
-                in_flight = self.begin_commit();
+            if in_flight.is_none() {
+                in_flight = self.begin_commit()?;
             }
             let stopping = stop.is_cancelled();
             if stopping && in_flight.is_none() && self.pending.is_empty() {
@@ -138,7 +140,7 @@ impl Pump {
             if alarm.as_ref().map(|(at, _)| *at) != deadline {
                 alarm = deadline.map(|at| (at, self.clock.sleep_until(at)));
             }
-            let room = !stopping && !self.pending.is_full(self.limits);
+            let room = !stopping && self.has_room();
             tokio::select! {
                 biased;
                 done = committed(&mut in_flight) => {
@@ -160,28 +162,50 @@ impl Pump {
         }
     }
 
-    /// Starts the commit of what is pending. A batch that writes nothing is told at once: all that
-    /// was decided before it is durable.
-    fn begin_commit(&mut self) -> Option<InFlight> {
-        let (writes, outs) = mem::take(&mut self.pending).into_parts();
-        if writes.is_empty() {
-            self.release(outs);
-            return None;
+    /// Starts the commit of what comes next. A batch that writes nothing is told at once: all that
+    /// was decided before it is durable. But not by a leader that may not be one any more.
+    ///
+    /// # Errors
+    /// [`StoreError::Deposed`].
+    fn begin_commit(&mut self) -> Result<Option<InFlight>, StoreError> {
+        while let Some(batch) = self.pending.pop_front() {
+            let (writes, outs) = batch.into_parts();
+            if writes.is_empty() {
+                if !self.store.holds(self.epoch) {
+                    return Err(StoreError::Deposed { epoch: self.epoch });
+                }
+                self.release(outs);
+                continue;
+            }
+            let (store, epoch, records) = (Arc::clone(&self.store), self.epoch, writes.len());
+            let commit = Box::pin(async move { store.commit(epoch, writes).await });
+            return Ok(Some(InFlight {
+                commit,
+                records,
+                outs,
+            }));
         }
-        let (store, epoch, records) = (Arc::clone(&self.store), self.epoch, writes.len());
-        let commit = Box::pin(async move { store.commit(epoch, writes).await });
-        Some(InFlight {
-            commit,
-            records,
-            outs,
-        })
+        Ok(None)
+    }
+
+    fn has_room(&self) -> bool {
+        self.pending.len() < AHEAD
+    }
+
+    /// The batch that what is told next waits for.
+    fn last(&mut self) -> &mut Batch {
+        if self.pending.is_empty() {
+            self.pending.push_back(Batch::default());
+        }
+        let last = self.pending.len() - 1;
+        &mut self.pending[last]
     }
 
     /// Decides on this request and on those that wait behind it.
     fn decide_all(&mut self, first: Request) {
         self.decide(first);
         for _ in 1..AT_ONCE {
-            if self.pending.is_full(self.limits) || self.panicked.is_some() {
+            if !self.has_room() || self.panicked.is_some() {
                 return;
             }
             match self.requests.try_recv() {
@@ -199,7 +223,7 @@ impl Pump {
                 }
                 let outcome = self.handle(command);
                 if let (Some(answer), Some(outcome)) = (answer, outcome) {
-                    self.pending.out(Out::Answer(Box::new(move || {
+                    self.last().out(Out::Answer(Box::new(move || {
                         // Whoever asked may have left.
                         let _ = answer.send(outcome);
                     })));
@@ -207,11 +231,11 @@ impl Pump {
             }
             Request::Read(reader) => {
                 let answer = reader(&mut self.engine);
-                self.pending.out(Out::Answer(answer));
+                self.last().out(Out::Answer(answer));
             }
             Request::Watch { run, answer } => {
                 let Some(view) = self.engine.run_view(&run) else {
-                    self.pending.out(Out::Answer(Box::new(move || {
+                    self.last().out(Out::Answer(Box::new(move || {
                         let _ = answer.send(None);
                     })));
                     return;
@@ -219,8 +243,8 @@ impl Pump {
                 self.engine.set_watched(&run, true);
                 *self.subscribing.entry(run.clone()).or_default() += 1;
                 let (watcher, watching) = Watcher::new(run);
-                self.pending.out(Out::Subscribe(watcher));
-                self.pending.out(Out::Answer(Box::new(move || {
+                self.last().out(Out::Subscribe(watcher));
+                self.last().out(Out::Answer(Box::new(move || {
                     let _ = answer.send(Some((view, watching)));
                 })));
             }
@@ -264,11 +288,16 @@ impl Pump {
     }
 
     fn gather(&mut self, decision: Decision) -> Result<Outcome, Refusal> {
+        let limits = self.limits;
+        if !self.last().takes(&decision.writes, limits) {
+            self.pending.push_back(Batch::default());
+        }
+        let batch = self.last();
         for write in decision.writes {
-            self.pending.write(write);
+            batch.write(write);
         }
         for effect in decision.effects {
-            self.pending.out(Out::Effect(effect));
+            batch.out(Out::Effect(effect));
         }
         decision.outcome
     }

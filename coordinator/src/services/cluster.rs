@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use emberline_proto::v1::{
-    GetClusterStatusRequest, GetClusterStatusResponse, WorkerState, WorkerView,
+    CoordinatorView, GetClusterStatusRequest, GetClusterStatusResponse, WorkerState, WorkerView,
     cluster_service_server::ClusterService,
 };
 use tonic::{Request, Response, Status};
@@ -44,6 +44,16 @@ impl ClusterService for Cluster {
             let seen = runtime.read(|engine| (engine.workers(), engine.queue_stats()));
             let (workers, queue) = seen.await.map_err(status::from_runtime)?;
             let counts = runtime.counts();
+            let there = self.0.store.coordinators().await;
+            let there = there.unwrap_or_else(|error| {
+                tracing::debug!(%error, "the other coordinators are not known");
+                Vec::new()
+            });
+            let coordinators = there.into_iter().map(|there| CoordinatorView {
+                leads: there.address == self.0.address,
+                name: there.name,
+                address: there.address,
+            });
             Ok(GetClusterStatusResponse {
                 leader: self.0.address.clone(),
                 epoch: runtime.epoch().0,
@@ -55,6 +65,7 @@ impl ClusterService for Cluster {
                 running_attempts: queue.running_attempts as u64,
                 commits: counts.commits,
                 records: counts.records,
+                coordinators: coordinators.collect(),
             })
         })
         .await

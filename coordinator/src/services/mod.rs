@@ -8,6 +8,7 @@ pub(crate) mod cluster;
 mod connections;
 mod logs;
 pub(crate) mod models;
+pub(crate) mod role;
 pub(crate) mod runs;
 pub(crate) mod server;
 pub mod status;
@@ -27,6 +28,7 @@ use crate::{
     lookup::Lookup,
     run_id::RunIds,
     runtime::{Runtime, clock::Clock},
+    store::StateStore,
     tasks::Tasks,
 };
 
@@ -39,6 +41,7 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send + 'static>
 /// What the services work with.
 pub(crate) struct Context {
     pub(crate) runtime: Runtime,
+    pub(crate) store: Arc<dyn StateStore>,
     pub(crate) lookup: Lookup,
     pub(crate) artifacts: ArtifactStore,
     pub(crate) holds: Holds,

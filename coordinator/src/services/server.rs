@@ -9,12 +9,11 @@ use emberline_proto::v1::{
 };
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::Server;
-use tonic_health::ServingStatus;
+use tonic::{service::Routes, transport::server::Server};
 
 use super::{
-    Context, artifacts::Artifacts, cluster::Cluster, connections, models::Models, runs::Runs,
-    workers::Workers,
+    Context, artifacts::Artifacts, cluster::Cluster, connections, models::Models, role::Role,
+    runs::Runs, workers::Workers,
 };
 use crate::CoordinatorError;
 
@@ -34,56 +33,11 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long open calls may go on after the stop.
 const GRACE: Duration = Duration::from_millis(500);
 
-/// Serves until the coordinator stops. Health says `SERVING` for exactly as long as it leads.
-pub(crate) async fn serve(
-    context: Arc<Context>,
-    listener: TcpListener,
-) -> Result<(), CoordinatorError> {
-    let failed = |e: Box<dyn std::error::Error + Send + Sync>| CoordinatorError::Serve {
-        source: Arc::from(e),
-    };
-    let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_service_status("", ServingStatus::Serving).await;
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(emberline_proto::FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()
-        .map_err(|e| failed(e.into()))?;
-    let reflection_v1alpha = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(emberline_proto::FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1alpha()
-        .map_err(|e| failed(e.into()))?;
-    let stop = context.tasks.stopping().clone();
-    let close = CancellationToken::new();
-    let hang_up = {
-        let (stop, close) = (stop.clone(), close.clone());
-        async move {
-            stop.cancelled().await;
-            tokio::time::sleep(GRACE).await;
-            close.cancel();
-            // The server ends now that its connections do.
-            std::future::pending().await
-        }
-    };
-    let stopped = async move {
-        stop.cancelled().await;
-        health
-            .set_service_status("", ServingStatus::NotServing)
-            .await;
-    };
-    let shared = || Arc::clone(&context);
-    let server = Server::builder()
-        .max_concurrent_streams(MAX_STREAMS)
-        .http2_max_header_list_size(MAX_HEADER_BYTES)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .http2_keepalive_interval(Some(KEEP_ALIVE_EVERY))
-        .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
-        .http2_max_pending_accept_reset_streams(Some(64))
-        .add_service(health_service)
-        .add_service(reflection)
-        .add_service(reflection_v1alpha)
+/// The services of one term.
+pub(crate) fn routes(context: &Arc<Context>) -> Routes {
+    let shared = || Arc::clone(context);
+    let mut routes = Routes::builder();
+    routes
         .add_service(
             RunServiceServer::new(Runs(shared())).max_decoding_message_size(MAX_MESSAGE_BYTES),
         )
@@ -101,8 +55,46 @@ pub(crate) async fn serve(
         .add_service(
             ClusterServiceServer::new(Cluster(shared()))
                 .max_decoding_message_size(MAX_MESSAGE_BYTES),
-        )
-        .serve_with_incoming_shutdown(connections::accept(listener, close), stopped);
+        );
+    routes.routes().prepare()
+}
+
+/// Serves until the coordinator stops.
+pub(crate) async fn serve(
+    role: Role,
+    listener: TcpListener,
+    stop: CancellationToken,
+) -> Result<(), CoordinatorError> {
+    let failed = |e: Box<dyn std::error::Error + Send + Sync>| CoordinatorError::Serve {
+        source: Arc::from(e),
+    };
+    let close = CancellationToken::new();
+    let hang_up = {
+        let (stop, close) = (stop.clone(), close.clone());
+        async move {
+            stop.cancelled().await;
+            tokio::time::sleep(GRACE).await;
+            close.cancel();
+            // The server ends now that its connections do.
+            std::future::pending().await
+        }
+    };
+    let stopped = {
+        let role = role.clone();
+        async move {
+            stop.cancelled().await;
+            role.stop().await;
+        }
+    };
+    let server = Server::builder()
+        .max_concurrent_streams(MAX_STREAMS)
+        .http2_max_header_list_size(MAX_HEADER_BYTES)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .http2_keepalive_interval(Some(KEEP_ALIVE_EVERY))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
+        .http2_max_pending_accept_reset_streams(Some(64))
+        .serve_with_incoming_shutdown(role, connections::accept(listener, close), stopped);
     tokio::select! {
         ended = server => ended.map_err(|e| failed(e.into())),
         () = hang_up => Ok(()),

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use emberline_common::{
-    artifact::ArtifactError, attempt_log::AttemptLogError, ids::RunId, spec::Diagnostic,
+    artifact::ArtifactError, attempt_log::AttemptLogError, ids::RunId, redirect, spec::Diagnostic,
     wire::WireError,
 };
 use tonic::{Code, Status};
@@ -17,10 +17,10 @@ use crate::{
     gc::CollectError,
     lookup::LookupError,
     runtime::{RETRY_HINT, RuntimeError, watchers::WatchEnd},
+    store::Leader,
 };
 
-/// The domain of every [`ErrorInfo`](tonic_types::ErrorInfo) that Emberline sends.
-pub const DOMAIN: &str = "emberline";
+pub use emberline_common::redirect::DOMAIN;
 
 fn with_reason(code: Code, reason: &str, message: String) -> Status {
     let mut details = ErrorDetails::new();
@@ -102,6 +102,24 @@ pub(super) fn failed_precondition(reason: &str, message: impl Into<String>) -> S
     with_reason(Code::FailedPrecondition, reason, message.into())
 }
 
+/// Another coordinator leads, or none does; the details say where the leader is.
+pub(super) fn not_leader(leader: Option<&Leader>, trouble: Option<&str>) -> Status {
+    match (leader, trouble) {
+        (_, Some(trouble)) => {
+            redirect::not_leader(None, format!("nobody leads: {trouble}"), RETRY_HINT)
+        }
+        (None, None) => {
+            let message = "nobody leads at the moment: try again".to_owned();
+            redirect::not_leader(None, message, RETRY_HINT)
+        }
+        (Some(leader), None) => {
+            let address = leader.address.as_str();
+            let message = format!("this coordinator does not lead; {address} does");
+            redirect::not_leader(Some((address, leader.epoch)), message, RETRY_HINT)
+        }
+    }
+}
+
 pub(super) fn stopping() -> Status {
     try_again(
         Code::Unavailable,
@@ -131,6 +149,7 @@ pub(super) fn from_runtime(e: RuntimeError) -> Status {
     match e {
         RuntimeError::Busy => try_again(Code::ResourceExhausted, "BUSY", message),
         RuntimeError::Stopped => try_again(Code::Unavailable, "NOT_LEADING", message),
+        RuntimeError::ReadOnly(_) => try_again(Code::Unavailable, "READ_ONLY", message),
         RuntimeError::Refused(Refusal::NoSuchRun(_)) => {
             with_reason(Code::NotFound, "NOT_FOUND", message)
         }

@@ -32,6 +32,9 @@ use crate::{
 const REGISTER_WITHIN: Duration = Duration::from_secs(10);
 /// A session without a word for this many heartbeats has ended.
 const SILENT_HEARTBEATS: u32 = 4;
+/// Reports that are decided on together: so many, with what they lead to, fit into one commit of any
+/// store.
+const REPORTS_AT_ONCE: usize = 32;
 /// The largest message of assignments, but for one that is larger alone.
 const ASSIGNMENTS_BYTES: usize = 1 << 20;
 
@@ -122,9 +125,8 @@ impl Reader {
         // If nobody listens any more, `ended` is cancelled.
         let _ = opened.send(Opened { session, outgoing });
         tracing::info!(%worker, session = session.0, "a worker registered");
-        if !unacknowledged.is_empty() {
-            let reports = unacknowledged;
-            let _ = runtime.tell(Command::Reports { session, reports }).await;
+        for command in reports(session, unacknowledged) {
+            let _ = runtime.tell(command).await;
         }
         if let Err(status) = self.listen(session).await {
             // Before the runtime hears of it and closes the session without a word.
@@ -149,7 +151,7 @@ impl Reader {
                     Ok(Ok(Some(message))) => message,
                 },
             };
-            if let Some(command) = self.take(session, message)? {
+            for command in self.take(session, message)? {
                 self.context
                     .runtime
                     .tell(command)
@@ -159,25 +161,22 @@ impl Reader {
         }
     }
 
-    /// Turns a message into a command, unless it is one that the engine need not know.
-    fn take(&self, session: SessionId, message: WorkerMessage) -> Result<Option<Command>, Status> {
-        let command = match message.message {
+    /// Turns a message into commands; some are nothing that the engine need know.
+    fn take(&self, session: SessionId, message: WorkerMessage) -> Result<Vec<Command>, Status> {
+        let commands = match message.message {
             // A newer worker may say what we do not know.
-            None | Some(FromWorker::Heartbeat(_)) => None,
+            None | Some(FromWorker::Heartbeat(_)) => Vec::new(),
             Some(FromWorker::Register(_)) => {
                 return Err(status::bad_field(
                     "register",
                     "a session begins with it, and has no second one",
                 ));
             }
-            Some(FromWorker::GrantCredits(grant)) => Some(Command::Credits {
+            Some(FromWorker::GrantCredits(grant)) => vec![Command::Credits {
                 session,
                 credits: grant.credits,
-            }),
-            Some(FromWorker::Reports(reports)) => {
-                let reports = translate::reports(reports.reports)?;
-                Some(Command::Reports { session, reports })
-            }
+            }],
+            Some(FromWorker::Reports(told)) => reports(session, translate::reports(told.reports)?),
             Some(FromWorker::Updates(updates)) => {
                 for update in updates.updates {
                     let id = update.id.ok_or_else(|| missing("updates.id"))?;
@@ -189,12 +188,23 @@ impl Reader {
                     // Whoever follows a log wakes by it too, and looks for new chunks.
                     self.context.runtime.watchers().progress(progress);
                 }
-                None
+                Vec::new()
             }
-            Some(FromWorker::Drain(_)) => Some(Command::WorkerDraining { session }),
+            Some(FromWorker::Drain(_)) => vec![Command::WorkerDraining { session }],
         };
-        Ok(command)
+        Ok(commands)
     }
+}
+
+/// Reports as commands of a bounded size.
+fn reports(session: SessionId, mut rest: Vec<AttemptReport>) -> Vec<Command> {
+    let mut commands = Vec::new();
+    while !rest.is_empty() {
+        let later = rest.split_off(rest.len().min(REPORTS_AT_ONCE));
+        let reports = std::mem::replace(&mut rest, later);
+        commands.push(Command::Reports { session, reports });
+    }
+    commands
 }
 
 fn missing(field: &str) -> Status {

@@ -45,6 +45,9 @@ pub fn tests() -> Vec<(&'static str, Test)> {
         ("the_last_write_of_a_batch_wins", |h| {
             Box::pin(the_last_write_of_a_batch_wins(h))
         }),
+        ("a_prefix_is_removed_as_one_write", |h| {
+            Box::pin(a_prefix_is_removed_as_one_write(h))
+        }),
         ("committed_records_survive_a_crash", |h| {
             Box::pin(committed_records_survive_a_crash(h))
         }),
@@ -144,6 +147,23 @@ async fn the_last_write_of_a_batch_wins(harness: &dyn Harness) {
     ];
     store.commit(epoch, writes).await.unwrap();
     assert_eq!(store.load("").await.unwrap(), [record("k", "2")]);
+}
+
+async fn a_prefix_is_removed_as_one_write(harness: &dyn Harness) {
+    let (store, epoch) = lead(harness).await;
+    let keys = ["a/", "a/1", "a/2", "a0", "b/1"];
+    let writes = keys.iter().map(|k| put(k, "1")).collect();
+    store.commit(epoch, writes).await.unwrap();
+    let none = || Write::DeletePrefix {
+        prefix: "a/".to_owned(),
+    };
+    // What stands before it is gone, what comes after it stays.
+    let writes = vec![put("a/2", "2"), none(), put("a/3", "3")];
+    store.commit(epoch, writes).await.unwrap();
+    let left = [record("a/3", "3"), record("a0", "1"), record("b/1", "1")];
+    assert_eq!(store.load("").await.unwrap(), left);
+    store.commit(epoch, vec![none(), none()]).await.unwrap();
+    assert_eq!(store.load("").await.unwrap(), left[1..]);
 }
 
 async fn committed_records_survive_a_crash(harness: &dyn Harness) {

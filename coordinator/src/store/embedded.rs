@@ -255,6 +255,10 @@ impl Files {
                         Write::Delete { key } => {
                             table.remove(key.as_str())?;
                         }
+                        Write::DeletePrefix { prefix } => {
+                            table
+                                .retain_in(prefix.as_str().., |key, _| !key.starts_with(prefix))?;
+                        }
                     }
                 }
             }

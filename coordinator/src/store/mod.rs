@@ -11,7 +11,7 @@ pub mod etcd;
 
 use std::sync::Arc;
 
-use emberline_common::ids::Epoch;
+use emberline_common::{ids::Epoch, time::Timestamp};
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -131,6 +131,15 @@ pub struct Leader {
     pub epoch: Epoch,
 }
 
+/// What keeps a store from writing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trouble {
+    /// For people: what, and since when.
+    pub text: String,
+    /// Since when.
+    pub since: Timestamp,
+}
+
 /// How much one commit should hold. A single decision may be larger, and is still one commit.
 #[derive(Debug, Clone, Copy)]
 pub struct BatchLimits {
@@ -194,8 +203,8 @@ pub trait StateStore: Send + Sync + 'static {
         Box::pin(std::future::pending())
     }
 
-    /// What keeps the store from writing now, and since when; for people.
-    fn trouble(&self) -> Option<String> {
+    /// What keeps the store from writing now, if anything does.
+    fn trouble(&self) -> Option<Trouble> {
         None
     }
 
@@ -230,13 +239,6 @@ pub trait StateStore: Send + Sync + 'static {
     fn claim(&self, epoch: Epoch, artifacts: &str) -> BoxFuture<'_, Result<(), StoreError>> {
         let _ = (epoch, artifacts);
         Box::pin(std::future::ready(Ok(())))
-    }
-}
-
-/// The key that a write is about.
-pub(crate) fn write_key(write: &Write) -> &str {
-    match write {
-        Write::Put { key, .. } | Write::Delete { key } => key,
     }
 }
 

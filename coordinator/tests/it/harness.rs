@@ -149,11 +149,14 @@ impl Cluster {
             artifacts: artifacts.clone(),
             engine,
             heartbeat_interval: Duration::from_millis(250),
+            advertise: None,
+            one_of_many: false,
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let coordinator = soon("the start", Coordinator::start(config, listener))
             .await
             .unwrap();
+        soon("the leadership", coordinator.leads()).await.unwrap();
         Self {
             dir,
             store,

@@ -225,6 +225,7 @@ impl World {
                         println!("  {key}: {}", String::from_utf8_lossy(value));
                     }
                     Write::Delete { key } => println!("  no {key}"),
+                    Write::DeletePrefix { prefix } => println!("  no {prefix}…"),
                 }
             }
         }

@@ -8,6 +8,8 @@
 //! says that all of it is there, and from then on it counts as committed; then it is applied. A
 //! leader that dies in between leaves the rest to its successor ([`Inner::recover`]).
 
+use std::collections::{HashSet, VecDeque};
+
 use etcd_client::{Compare, CompareOp, DeleteOptions, GetOptions, Txn, TxnOp, TxnResponse};
 use serde::{Deserialize, Serialize};
 
@@ -17,10 +19,7 @@ use super::{
     load::end_of,
     members::{CallError, Patience},
 };
-use crate::{
-    engine::api::Write,
-    store::{StoreError, write_key},
-};
+use crate::{engine::api::Write, store::StoreError};
 use emberline_common::ids::Epoch;
 
 /// Bytes of one piece of the journal: no value is over 64 KiB.
@@ -90,10 +89,13 @@ impl Inner {
 
     async fn commit_in(&self, term: &Term, writes: Vec<Write>) -> Result<(), StoreError> {
         let mut last = term.last.lock().await;
-        if fits(&writes) {
-            let ops = writes.into_iter().map(|w| self.op(w)).collect();
+        let mut rest = VecDeque::from(writes);
+        let first = one_transaction(&mut rest);
+        if rest.is_empty() {
+            let ops = first.into_iter().map(|write| self.op(write)).collect();
             return self.guarded(term, &mut last, ops, 0).await;
         }
+        let writes: Vec<Write> = first.into_iter().chain(rest).collect();
         self.journal(term, &mut last, &writes).await?;
         self.apply(term, &mut last, writes).await
     }
@@ -136,17 +138,11 @@ impl Inner {
         writes: Vec<Write>,
     ) -> Result<(), StoreError> {
         let pieces = last.note.journal;
-        let mut rest = writes.into_iter().peekable();
-        while rest.peek().is_some() {
-            let mut some = Vec::new();
-            let mut bytes = 0;
-            while let Some(write) = rest.next_if(|w| {
-                some.len() + 1 < MAX_OPS && (some.is_empty() || bytes + size(w) <= MAX_BYTES)
-            }) {
-                bytes += size(&write);
-                some.push(self.op(write));
-            }
-            self.guarded(term, last, some, pieces).await?;
+        let mut rest = VecDeque::from(writes);
+        while !rest.is_empty() {
+            let some = one_transaction(&mut rest);
+            let ops = some.into_iter().map(|write| self.op(write)).collect();
+            self.guarded(term, last, ops, pieces).await?;
         }
         let journal = self.keys.journal();
         let clear = DeleteOptions::new().with_range(end_of(journal.as_bytes()));
@@ -185,14 +181,7 @@ impl Inner {
                 what: format!("its pieces make no commit: {e}"),
             })?
         };
-        let writes = entries.into_iter().map(|(key, value)| match value {
-            Some(value) => Write::Put {
-                key,
-                value: value.into_bytes(),
-            },
-            None => Write::Delete { key },
-        });
-        let writes = writes.collect();
+        let writes = entries.into_iter().map(Write::from).collect();
         self.apply(term, &mut last, writes).await
     }
 
@@ -270,6 +259,11 @@ impl Inner {
         match write {
             Write::Put { key, value } => TxnOp::put(self.keys.record(&key), value, None),
             Write::Delete { key } => TxnOp::delete(self.keys.record(&key), None),
+            Write::DeletePrefix { prefix } => {
+                let prefix = self.keys.record(&prefix);
+                let all = DeleteOptions::new().with_range(end_of(prefix.as_bytes()));
+                TxnOp::delete(prefix, Some(all))
+            }
         }
     }
 
@@ -313,48 +307,100 @@ struct ClusterNote {
     artifacts: String,
 }
 
-/// etcd takes no key twice in one transaction: the last write of each key counts.
+/// etcd takes no key twice in one transaction: only the last write of each key is kept, and none that
+/// a later removal of its prefix undoes.
 fn last_of_each(writes: Vec<Write>) -> Vec<Write> {
-    let mut seen = std::collections::HashSet::with_capacity(writes.len());
-    let last: Vec<usize> = (0..writes.len())
-        .rev()
-        .filter(|&at| seen.insert(write_key(&writes[at])))
-        .collect();
-    if last.len() == writes.len() {
-        return writes;
+    let mut seen = HashSet::with_capacity(writes.len());
+    let mut prefixes: Vec<String> = Vec::new();
+    let mut last: Vec<Write> = Vec::with_capacity(writes.len());
+    for write in writes.into_iter().rev() {
+        let keep = match &write {
+            Write::Put { key, .. } | Write::Delete { key } => {
+                !prefixes.iter().any(|p| key.starts_with(p.as_str())) && seen.insert(key.clone())
+            }
+            Write::DeletePrefix { prefix } => {
+                let new = !prefixes.iter().any(|p| prefix.starts_with(p.as_str()));
+                if new {
+                    prefixes.push(prefix.clone());
+                }
+                new
+            }
+        };
+        if keep {
+            last.push(write);
+        }
     }
-    let keep: std::collections::HashSet<usize> = last.into_iter().collect();
-    let numbered = writes.into_iter().enumerate();
-    numbered
-        .filter(|(at, _)| keep.contains(at))
-        .map(|(_, write)| write)
-        .collect()
+    last.reverse();
+    last
 }
 
-fn fits(writes: &[Write]) -> bool {
-    writes.len() < MAX_OPS && writes.iter().map(size).sum::<usize>() <= MAX_BYTES
+/// Takes as many writes as one transaction may hold: no more than it takes, and no key that an earlier
+/// one of them removes with its prefix.
+fn one_transaction(rest: &mut VecDeque<Write>) -> Vec<Write> {
+    let mut some: Vec<Write> = Vec::new();
+    let mut bytes = 0;
+    let mut prefixes: Vec<String> = Vec::new();
+    while let Some(next) = rest.front() {
+        let full = some.len() + 1 >= MAX_OPS || bytes + size(next) > MAX_BYTES;
+        let (Write::Put { key, .. } | Write::Delete { key } | Write::DeletePrefix { prefix: key }) =
+            next;
+        let undone = prefixes.iter().any(|p| key.starts_with(p.as_str()));
+        if !some.is_empty() && (full || undone) {
+            break;
+        }
+        bytes += size(next);
+        if let Write::DeletePrefix { prefix } = next {
+            prefixes.push(prefix.clone());
+        }
+        some.extend(rest.pop_front());
+    }
+    some
 }
 
 fn size(write: &Write) -> usize {
     match write {
         Write::Put { key, value } => key.len() + value.len(),
-        Write::Delete { key } => key.len(),
+        Write::Delete { key } | Write::DeletePrefix { prefix: key } => key.len(),
     }
 }
 
-/// One write in the journal: the key, and its value unless it is removed. Values are JSON, so text.
-type Entry = (String, Option<String>);
+/// One write in the journal.
+#[derive(Serialize, Deserialize)]
+enum Entry {
+    Put(String, String),
+    Delete(String),
+    DeletePrefix(String),
+}
+
+impl From<&Write> for Entry {
+    fn from(write: &Write) -> Self {
+        match write {
+            // Values are JSON, so they are text.
+            Write::Put { key, value } => {
+                Self::Put(key.clone(), String::from_utf8_lossy(value).into_owned())
+            }
+            Write::Delete { key } => Self::Delete(key.clone()),
+            Write::DeletePrefix { prefix } => Self::DeletePrefix(prefix.clone()),
+        }
+    }
+}
+
+impl From<Entry> for Write {
+    fn from(entry: Entry) -> Self {
+        match entry {
+            Entry::Put(key, value) => Self::Put {
+                key,
+                value: value.into_bytes(),
+            },
+            Entry::Delete(key) => Self::Delete { key },
+            Entry::DeletePrefix(prefix) => Self::DeletePrefix { prefix },
+        }
+    }
+}
 
 /// A commit as pieces of the journal.
 fn pieces(writes: &[Write]) -> Vec<Vec<u8>> {
-    let entries = writes.iter().map(|write| match write {
-        Write::Put { key, value } => {
-            let value = String::from_utf8_lossy(value).into_owned();
-            (key.clone(), Some(value))
-        }
-        Write::Delete { key } => (key.clone(), None),
-    });
-    let entries: Vec<Entry> = entries.collect();
+    let entries: Vec<Entry> = writes.iter().map(Entry::from).collect();
     let bytes = serde_json::to_vec(&entries).unwrap_or_default();
     bytes.chunks(PIECE_BYTES).map(<[u8]>::to_vec).collect()
 }

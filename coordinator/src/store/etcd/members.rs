@@ -60,7 +60,7 @@ impl CallError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Trouble {
     kind: Kind,
-    since: Timestamp,
+    pub(super) since: Timestamp,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -34,7 +34,7 @@ use self::{
     lease::Term,
     members::{CallError, Members, Patience},
 };
-use super::{BatchLimits, Candidate, Leader, Record, StateStore, StoreError};
+use super::{BatchLimits, Candidate, Leader, Record, StateStore, StoreError, Trouble};
 use crate::engine::api::Write;
 
 /// How long the first look at etcd may take before the start is reported as waiting.
@@ -270,8 +270,11 @@ impl StateStore for EtcdStore {
         }
     }
 
-    fn trouble(&self) -> Option<String> {
-        self.inner.members.trouble().map(|t| t.to_string())
+    fn trouble(&self) -> Option<Trouble> {
+        self.inner.members.trouble().map(|trouble| Trouble {
+            text: trouble.to_string(),
+            since: trouble.since,
+        })
     }
 
     fn depose(&self, epoch: Epoch) -> BoxFuture<'_, Result<(), StoreError>> {

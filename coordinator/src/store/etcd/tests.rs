@@ -186,7 +186,7 @@ async fn a_leader_that_cannot_renew_stops_before_its_lease_can_have_run_out() {
         "{:?}",
         begun.elapsed()
     );
-    let trouble = store.trouble().unwrap();
+    let trouble = store.trouble().unwrap().text;
     assert!(trouble.contains("no quorum since"), "{trouble}");
     let late = store.commit(epoch, vec![put("k", "late")]).await;
     assert!(matches!(late, Err(StoreError::Deposed { .. })), "{late:?}");
@@ -251,7 +251,7 @@ async fn a_full_etcd_is_said_and_waited_for() {
         () = fill => panic!("etcd was not full"),
         told = tokio::time::timeout(LIMIT, told) => told.expect("it is said"),
     }
-    let trouble = store.trouble().unwrap();
+    let trouble = store.trouble().unwrap().text;
     assert!(trouble.contains("out of space"), "{trouble}");
     assert!(store.holds(epoch), "the lease is renewed all the same");
 
@@ -321,7 +321,7 @@ async fn an_etcd_that_is_not_there_is_waited_for() {
         compact_every: None,
     };
     let store = EtcdStore::open(config).await.unwrap();
-    let trouble = store.trouble().unwrap();
+    let trouble = store.trouble().unwrap().text;
     assert!(trouble.contains("can be reached since"), "{trouble}");
     assert!(trouble.contains(&port.to_string()), "{trouble}");
 }

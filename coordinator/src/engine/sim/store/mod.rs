@@ -158,6 +158,17 @@ impl Store {
                     self.delete(key, &mut changes);
                     self.records.remove(key);
                 }
+                Write::DeletePrefix { prefix } => {
+                    let keys = self.records.range(prefix.clone()..);
+                    let keys = keys
+                        .map(|(key, _)| key)
+                        .take_while(|key| key.starts_with(prefix));
+                    let keys: Vec<String> = keys.cloned().collect();
+                    for key in keys {
+                        self.delete(&key, &mut changes);
+                        self.records.remove(&key);
+                    }
+                }
             }
         }
         for task in &changes.started {

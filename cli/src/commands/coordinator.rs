@@ -1,0 +1,213 @@
+//! `coordinator`: one of a cluster's coordinators, until it is told to stop.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use emberline_common::{artifact::ArtifactStore, spec::DurationText};
+use emberline_coordinator::{
+    Coordinator, CoordinatorConfig,
+    engine::api::EngineConfig,
+    store::{
+        StateStore, StoreError,
+        etcd::{EtcdConfig, EtcdStore, EtcdTls},
+    },
+};
+use tokio::{
+    net::{TcpListener, lookup_host},
+    signal::unix::{SignalKind, signal},
+};
+
+use crate::{args::CoordinatorArguments, exit::Exit, output};
+
+/// Assignments of one decision, so that a commit fits into one of etcd's transactions.
+const ASSIGNMENTS_AT_ONCE: usize = 48;
+
+/// Serves until SIGTERM, Ctrl-C or a failure.
+pub async fn coordinator(arguments: CoordinatorArguments, quiet: bool) -> anyhow::Result<()> {
+    let times = Times::of(&arguments)?;
+    let listen = address(&arguments.listen).await?;
+    if !listen.ip().is_loopback() {
+        if !arguments.insecure {
+            return Err(Exit::input(format!(
+                "`--listen {}` lets other machines in, and there is neither TLS nor a token: use a loopback address, or say `--insecure`",
+                arguments.listen
+            ))
+            .into());
+        }
+        tracing::warn!(%listen, "INSECURE: whoever reaches this address can run commands on the workers");
+    }
+    if listen.ip().is_unspecified() && arguments.advertise.is_none() {
+        return Err(Exit::input(format!(
+            "`--listen {}` is every address of this machine: say by `--advertise host:port` where others reach it",
+            arguments.listen
+        ))
+        .into());
+    }
+    if let Some(advertise) = &arguments.advertise
+        && advertise
+            .parse::<http::uri::Authority>()
+            .ok()
+            .and_then(|a| a.port_u16())
+            .is_none()
+    {
+        return Err(Exit::input(format!("`--advertise {advertise}` is not `host:port`")).into());
+    }
+    let name = match &arguments.name {
+        Some(name) if name.is_empty() || name.len() > 100 => {
+            return Err(Exit::input("`--name` must have 1 to 100 characters").into());
+        }
+        Some(name) => name.clone(),
+        None => super::worker::machine_name(),
+    };
+    // Before anything is started, so that it is never missed.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let artifacts =
+        ArtifactStore::open(&arguments.artifacts).map_err(|e| Exit::input(e.to_string()))?;
+    let listener = TcpListener::bind(listen)
+        .await
+        .map_err(|e| Exit::cluster(format!("cannot serve on {listen}: {e}")))?;
+    let store = Arc::new(
+        EtcdStore::open(etcd(&arguments, &times)?)
+            .await
+            .map_err(told)?,
+    );
+    if let Some(trouble) = store.trouble() {
+        eprintln!("waiting for etcd: {}", trouble.text);
+    }
+    let config = CoordinatorConfig {
+        name: name.clone(),
+        store,
+        artifacts,
+        engine: EngineConfig {
+            worker_grace: times.worker_grace,
+            adoption_window: times.adoption_window,
+            assignments_at_once: ASSIGNMENTS_AT_ONCE,
+            ..EngineConfig::default()
+        },
+        heartbeat_interval: times.heartbeat_interval,
+        advertise: arguments.advertise.clone(),
+        one_of_many: true,
+    };
+    let coordinator = Coordinator::start(config, listener)
+        .await
+        .map_err(|e| Exit::cluster(e.to_string()))?;
+    if !quiet {
+        let address = coordinator.address();
+        output::line(format!("coordinator {name} serves on {address}"))?;
+    }
+    let failed = tokio::select! {
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        stopped = coordinator.stopped() => stopped.err(),
+    };
+    let stopped = coordinator.shutdown().await;
+    match failed.map_or(stopped, Err) {
+        Ok(()) => Ok(()),
+        Err(e) => Err(Exit::cluster(format!("the coordinator stopped: {e}")).into()),
+    }
+}
+
+fn told(e: StoreError) -> Exit {
+    match e {
+        StoreError::Config(line) => Exit::input(line),
+        e => Exit::cluster(e.to_string()),
+    }
+}
+
+async fn address(listen: &str) -> Result<SocketAddr, Exit> {
+    let wrong = |why: String| {
+        Exit::input(format!(
+            "`--listen {listen}` is no address: {why}; write e.g. `127.0.0.1:7420`"
+        ))
+    };
+    let mut found = lookup_host(listen)
+        .await
+        .map_err(|e| wrong(e.to_string()))?;
+    found
+        .next()
+        .ok_or_else(|| wrong("it names no machine".into()))
+}
+
+fn etcd(arguments: &CoordinatorArguments, times: &Times) -> Result<EtcdConfig, Exit> {
+    let user = match (&arguments.etcd_user, &arguments.etcd_password_file) {
+        (Some(user), Some(file)) => {
+            let password = std::fs::read_to_string(file)
+                .map_err(|e| Exit::input(format!("cannot read `{}`: {e}", file.display())))?;
+            Some((
+                user.clone(),
+                password.trim_end_matches(['\r', '\n']).to_owned(),
+            ))
+        }
+        _ => None,
+    };
+    let tls = EtcdTls::read(
+        arguments.etcd_ca.clone(),
+        arguments.etcd_cert.clone(),
+        arguments.etcd_key.clone(),
+    );
+    let every = arguments.etcd_compact_every.0;
+    Ok(EtcdConfig {
+        endpoints: arguments.etcd.clone(),
+        prefix: arguments.etcd_prefix.clone(),
+        user,
+        tls: tls.map_err(told)?,
+        lease_ttl: times.lease_ttl,
+        compact_every: (!every.is_zero()).then_some(every),
+    })
+}
+
+/// The times, each within its bounds and right beside the others.
+struct Times {
+    lease_ttl: Duration,
+    worker_grace: Duration,
+    adoption_window: Duration,
+    heartbeat_interval: Duration,
+}
+
+impl Times {
+    fn of(arguments: &CoordinatorArguments) -> Result<Self, Exit> {
+        let within = |field: &str, text: DurationText, least: Duration, most: Duration| {
+            let value = text.0;
+            if value < least || value > most {
+                return Err(Exit::input(format!(
+                    "`--{field} {text}` must be between {} and {}",
+                    DurationText(least),
+                    DurationText(most)
+                )));
+            }
+            Ok(value)
+        };
+        let (ms, s) = (Duration::from_millis, Duration::from_secs);
+        let times = Self {
+            lease_ttl: within("lease-ttl", arguments.lease_ttl, s(2), s(60))?,
+            worker_grace: within("worker-grace", arguments.worker_grace, ms(100), s(3600))?,
+            adoption_window: within(
+                "adoption-window",
+                arguments.adoption_window,
+                ms(100),
+                s(600),
+            )?,
+            heartbeat_interval: within(
+                "heartbeat-interval",
+                arguments.heartbeat_interval,
+                ms(50),
+                s(60),
+            )?,
+        };
+        if times.lease_ttl.subsec_nanos() != 0 {
+            return Err(Exit::input(format!(
+                "`--lease-ttl {}` must be whole seconds: etcd counts in them",
+                arguments.lease_ttl
+            )));
+        }
+        // A worker looks for the next leader at once, but it takes until its session is known to be
+        // broken; and that, where nothing closes it, takes until the heartbeats are missed.
+        if times.adoption_window < times.heartbeat_interval {
+            return Err(Exit::input(format!(
+                "`--adoption-window {}` is shorter than `--heartbeat-interval {}`: a new leader would give up on attempts that workers still run",
+                arguments.adoption_window, arguments.heartbeat_interval
+            )));
+        }
+        Ok(times)
+    }
+}

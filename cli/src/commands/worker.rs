@@ -1,0 +1,149 @@
+//! `worker`: one of a cluster's workers, until it is told to stop.
+
+use std::{collections::BTreeMap, fs::File, path::Path};
+
+use emberline_common::{ids::WorkerName, resources::Resources};
+use emberline_worker::{RunningWorker, Worker, WorkerConfig, WorkerError};
+use rustix::fs::{FlockOperation, flock};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{
+    args::{ClusterArguments, WorkerArguments},
+    embedded::all_stages,
+    exit::Exit,
+    output,
+};
+
+/// Works until SIGTERM or Ctrl-C; a second one stops at once.
+pub async fn worker(
+    cluster: &ClusterArguments,
+    arguments: &WorkerArguments,
+    quiet: bool,
+) -> anyhow::Result<()> {
+    let config = config(cluster, arguments)?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let _lock = lock(&cluster.state_dir)?;
+    let name = config.name.clone();
+    let worker = Worker::builder(config).stages(all_stages()).start().await;
+    let worker = worker.map_err(|e| match e {
+        WorkerError::Config { .. } => Exit::input(e.to_string()),
+        WorkerError::StateDir { .. } => Exit::cluster(e.to_string()),
+    })?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        ended = tell(&worker, &name, quiet) => ended?,
+    }
+    if !quiet {
+        output::line(format!("worker {name} stops"))?;
+    }
+    let drained = worker.drain(arguments.drain_timeout.0);
+    tokio::select! {
+        () = drained => Ok(()),
+        _ = terminate.recv() => Err(stopped_twice()),
+        _ = interrupt.recv() => Err(stopped_twice()),
+    }
+}
+
+fn stopped_twice() -> anyhow::Error {
+    Exit::new(
+        crate::exit::INTERRUPTED,
+        "stopped at once: what ran is found lost and runs elsewhere",
+    )
+    .into()
+}
+
+/// Says each new session. Never ends.
+async fn tell(worker: &RunningWorker, name: &WorkerName, quiet: bool) -> anyhow::Result<()> {
+    let mut leader = worker.leader();
+    loop {
+        let now = leader.borrow_and_update().clone();
+        if let Some(now) = now
+            && !quiet
+        {
+            output::line(format!(
+                "worker {name} has a session with {} (term {})",
+                now.address, now.epoch
+            ))?;
+        }
+        if leader.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}
+
+fn config(cluster: &ClusterArguments, arguments: &WorkerArguments) -> Result<WorkerConfig, Exit> {
+    let Some(server) = &cluster.server else {
+        return Err(Exit::input(
+            "say by `--server host:port,…` where the coordinators are",
+        ));
+    };
+    let name = arguments.name.clone().unwrap_or_else(machine_name);
+    let name = WorkerName::new(&name).map_err(|e| Exit::input(format!("`--name {name}`: {e}")))?;
+    let mut labels = BTreeMap::new();
+    for label in &arguments.labels {
+        let Some((key, value)) = label.split_once('=').filter(|(key, _)| !key.is_empty()) else {
+            return Err(Exit::input(format!("`--label {label}` is not `key=value`")));
+        };
+        if labels.insert(key.to_owned(), value.to_owned()).is_some() {
+            return Err(Exit::input(format!("`--label {key}=…` is given twice")));
+        }
+    }
+    let found = emberline_worker::machine::resources();
+    let cpu_millis = match arguments.cpu {
+        None => found.cpu_millis,
+        Some(cpu) if cpu.is_finite() && (0.001..=1_000_000.0).contains(&cpu) => {
+            #[allow(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "within the bounds above"
+            )]
+            let millis = (cpu * 1000.0).round() as u32;
+            millis
+        }
+        Some(cpu) => return Err(Exit::input(format!("`--cpu {cpu}` must be 0.001 or more"))),
+    };
+    Ok(WorkerConfig {
+        name,
+        leaders: server.split(',').map(|s| s.trim().to_owned()).collect(),
+        resources: Resources {
+            cpu_millis,
+            memory_bytes: arguments.memory.map_or(found.memory_bytes, |m| m.0),
+            gpus: arguments.gpus.unwrap_or(found.gpus),
+        },
+        labels,
+        slots: arguments.slots,
+        state_dir: cluster.state_dir.clone(),
+        cache_bytes: cluster.cache_size.0,
+        orphan_grace: arguments.orphan_grace.0,
+        ..WorkerConfig::default()
+    })
+}
+
+/// Two workers in one directory would remove each other's work.
+fn lock(state_dir: &Path) -> Result<File, Exit> {
+    let failed = |what: &str, e: std::io::Error| {
+        Exit::cluster(format!("cannot {what} `{}`: {e}", state_dir.display()))
+    };
+    std::fs::create_dir_all(state_dir).map_err(|e| failed("make the state directory", e))?;
+    let path = state_dir.join("worker.lock");
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(|e| failed("open the lock in", e))?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
+        Exit::cluster(format!(
+            "another worker uses the state directory `{}`: give each its own by `--state-dir`",
+            state_dir.display()
+        ))
+    })?;
+    Ok(file)
+}
+
+/// The machine's name, as far as it can name a worker.
+pub fn machine_name() -> String {
+    WorkerConfig::default().name.to_string()
+}

@@ -1,0 +1,143 @@
+//! What a call is answered by: the services of the term that is led here, or a word on who leads.
+
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    sync::Arc,
+    task::{Context as Poller, Poll},
+};
+
+use emberline_proto::v1::{
+    artifact_service_server, cluster_service_server, model_service_server, run_service_server,
+    worker_service_server,
+};
+use futures::FutureExt as _;
+use http::{Request, Response};
+use tokio::sync::watch;
+use tonic::{body::Body, service::Routes};
+use tonic_health::{ServingStatus, pb::health_server::HealthServer, server::HealthReporter};
+use tower_service::Service;
+
+use super::status;
+use crate::store::StateStore;
+
+/// The services that only a leader answers.
+const LED: [&str; 5] = [
+    run_service_server::SERVICE_NAME,
+    worker_service_server::SERVICE_NAME,
+    model_service_server::SERVICE_NAME,
+    artifact_service_server::SERVICE_NAME,
+    cluster_service_server::SERVICE_NAME,
+];
+
+/// The role of this coordinator, as its server sees it. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Role {
+    term: Arc<watch::Sender<Option<Routes>>>,
+    store: Arc<dyn StateStore>,
+    health: HealthReporter,
+    /// Answered whoever leads.
+    always: Routes,
+}
+
+impl Role {
+    /// A follower.
+    pub(crate) async fn new(store: Arc<dyn StateStore>) -> Self {
+        let (health, service) = tonic_health::server::health_reporter();
+        health.set_service_status("", ServingStatus::Serving).await;
+        let role = Self {
+            term: Arc::new(watch::Sender::new(None)),
+            store,
+            health,
+            always: always(service),
+        };
+        role.say(ServingStatus::NotServing).await;
+        role
+    }
+
+    /// From now on these services answer.
+    pub(crate) async fn lead(&self, term: Routes) {
+        self.term.send_replace(Some(term));
+        self.say(ServingStatus::Serving).await;
+    }
+
+    /// From now on calls are sent to the leader.
+    pub(crate) async fn follow(&self) {
+        self.term.send_replace(None);
+        self.say(ServingStatus::NotServing).await;
+    }
+
+    /// Nothing is served any more.
+    pub(crate) async fn stop(&self) {
+        self.health
+            .set_service_status("", ServingStatus::NotServing)
+            .await;
+        self.say(ServingStatus::NotServing).await;
+    }
+
+    async fn say(&self, status: ServingStatus) {
+        for service in LED {
+            self.health.set_service_status(service, status).await;
+        }
+    }
+
+    /// Where the leader is, or why there is none.
+    fn elsewhere(&self) -> tonic::Status {
+        let leader = self.store.watch_leader().borrow().clone();
+        let trouble = self.store.trouble();
+        status::not_leader(
+            leader.as_ref(),
+            trouble.as_ref().map(|trouble| trouble.text.as_str()),
+        )
+    }
+}
+
+fn always(health: HealthServer<impl tonic_health::pb::health_server::Health>) -> Routes {
+    let mut routes = Routes::builder();
+    routes.add_service(health);
+    // The descriptors are made by our own build: they cannot be malformed.
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(emberline_proto::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    match (reflection().build_v1(), reflection().build_v1alpha()) {
+        (Ok(v1), Ok(v1alpha)) => {
+            routes.add_service(v1);
+            routes.add_service(v1alpha);
+        }
+        (Err(error), _) | (_, Err(error)) => {
+            tracing::error!(%error, "reflection is not served");
+        }
+    }
+    routes.routes().prepare()
+}
+
+impl Service<Request<Body>> for Role {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Poller<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let path = request.uri().path();
+        let service = path.trim_start_matches('/').split('/').next();
+        let mut routes = if service.is_some_and(|service| LED.contains(&service)) {
+            let term = self.term.borrow().clone();
+            match term {
+                Some(term) => term,
+                None => {
+                    let answer = self.elsewhere().into_http();
+                    return Box::pin(std::future::ready(Ok(answer)));
+                }
+            }
+        } else {
+            self.always.clone()
+        };
+        // Routes are always ready.
+        routes.call(request).boxed()
+    }
+}

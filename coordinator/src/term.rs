@@ -1,0 +1,246 @@
+//! One term of leadership: the state is loaded, the engine decides, the services answer; until
+//! somebody else leads, or the coordinator stops.
+//!
+//! A coordinator may lead several terms in its life; nothing of one is kept for the next.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use emberline_common::{
+    artifact::{ArtifactError, ArtifactStore},
+    ids::{Digest, Epoch},
+    spec::PipelineSpec,
+};
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+
+use crate::{
+    CoordinatorConfig, CoordinatorError,
+    archive::{self, Archive},
+    engine::Engine,
+    gc::Collector,
+    holds::Holds,
+    lookup::Lookup,
+    run_id::RunIds,
+    runtime::{
+        Runtime,
+        clock::{Clock, SystemClock},
+        counters::Counters,
+        pump::{Parts, Pump, PumpError},
+        watchers::Watchers,
+    },
+    services::{Context, server},
+    store::{Record, SCHEMA_KEY, check_schema},
+    tasks::Tasks,
+};
+
+/// The largest spec of a pipeline, as JSON.
+const MAX_SPEC_BYTES: u64 = 16 << 20;
+/// Specs read at once when the state is loaded.
+const SPECS_AT_ONCE: usize = 16;
+/// How long open calls may take to end with the term.
+const END_WITHIN: Duration = Duration::from_secs(5);
+
+/// A term that this coordinator leads.
+pub(crate) struct Term {
+    epoch: Epoch,
+    runtime: Runtime,
+    routes: Routes,
+    tasks: Tasks,
+    /// Cancelled when nothing more is decided.
+    decided: CancellationToken,
+}
+
+impl Term {
+    /// Loads the state and begins to decide.
+    ///
+    /// # Errors
+    /// [`CoordinatorError`]. Nothing is left running.
+    pub(crate) async fn begin(
+        config: &CoordinatorConfig,
+        epoch: Epoch,
+        address: &str,
+    ) -> Result<Self, CoordinatorError> {
+        let store = Arc::clone(&config.store);
+        check_schema(store.as_ref(), epoch).await?;
+        store.claim(epoch, config.artifacts.url()).await?;
+        let mut records = store.load("").await?;
+        records.retain(|(key, _)| key != SCHEMA_KEY);
+        let specs = load_specs(&config.artifacts, &records).await?;
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let number = records.len();
+        let (engine, first) = Engine::load(
+            config.engine.clone(),
+            epoch,
+            seed(),
+            clock.now(),
+            records,
+            &|_, digest| specs.get(digest).cloned(),
+        )
+        .map_err(|e| CoordinatorError::Load(e.to_string()))?;
+        tracing::info!(%epoch, records = number, %address, "leading");
+
+        let tasks = Tasks::new();
+        let watchers = Watchers::default();
+        let counters = Arc::new(Counters::default());
+        let (runtime, requests) = Runtime::new(
+            epoch,
+            Arc::clone(&store),
+            watchers.clone(),
+            Arc::clone(&counters),
+        );
+        // Every live run is archived at most once, so the queue never fills.
+        let (archive_queue, ended) = mpsc::channel(config.engine.max_live_runs + 1);
+        let parts = Parts {
+            engine,
+            store: Arc::clone(&store),
+            epoch,
+            clock: Arc::clone(&clock),
+            requests,
+            watchers,
+            counters,
+            archive: archive_queue,
+        };
+        let pump = Pump::new(parts, Some(first));
+        let stop = tasks.stopping().clone();
+        let decided = CancellationToken::new();
+        let over = decided.clone().drop_guard();
+        tasks.spawn("engine", async move {
+            let _over = over;
+            pump.run(stop).await.map_err(|e| match e {
+                PumpError::Store(e) => CoordinatorError::Store(e),
+                PumpError::Panicked => CoordinatorError::Panicked { task: "engine" },
+            })
+        });
+        let archive = Archive::new(config.artifacts.clone());
+        let holds = Holds::default();
+        let archiving = archive::archive_runs(
+            archive.clone(),
+            holds.clone(),
+            runtime.clone(),
+            ended,
+            tasks.stopping().clone(),
+        );
+        tasks.spawn("archive", async move {
+            archiving.await;
+            Ok(())
+        });
+        let context = Context {
+            lookup: Lookup::new(runtime.clone(), archive.clone()),
+            collector: Collector::new(
+                runtime.clone(),
+                config.artifacts.clone(),
+                archive,
+                holds.clone(),
+            ),
+            runtime: runtime.clone(),
+            store,
+            artifacts: config.artifacts.clone(),
+            holds,
+            tasks: tasks.clone(),
+            leader_since: clock.now(),
+            clock,
+            run_ids: RunIds::default(),
+            address: address.to_owned(),
+            heartbeat_interval: config.heartbeat_interval,
+        };
+        Ok(Self {
+            epoch,
+            runtime,
+            routes: server::routes(&Arc::new(context)),
+            tasks,
+            decided,
+        })
+    }
+
+    /// What answers calls in this term.
+    pub(crate) fn routes(&self) -> Routes {
+        self.routes.clone()
+    }
+
+    /// The way to its engine.
+    pub(crate) fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
+    /// Resolves when a part of it has failed, with why.
+    ///
+    /// # Errors
+    /// Why.
+    pub(crate) async fn stopped(&self) -> Result<(), CoordinatorError> {
+        self.tasks.stopped().await
+    }
+
+    /// Commits what was decided and lets nothing more be decided. Open streams are told.
+    pub(crate) async fn stop_deciding(&self) {
+        self.tasks.stopping().cancel();
+        // It ends with its last commit, which ends with the term at the latest.
+        self.decided.cancelled().await;
+    }
+
+    /// Waits until all of it has ended.
+    ///
+    /// # Errors
+    /// Why it had failed before, or that something does not end.
+    pub(crate) async fn end(self) -> Result<(), CoordinatorError> {
+        self.stop_deciding().await;
+        let Self {
+            tasks,
+            routes,
+            runtime,
+            epoch,
+            ..
+        } = self;
+        // They hold what the last tasks wait for.
+        drop((routes, runtime));
+        let ended = tasks.join(END_WITHIN).await;
+        tracing::info!(%epoch, "the term has ended");
+        match tasks.failure() {
+            Some(e) => Err(e),
+            None if ended => Ok(()),
+            None => Err(CoordinatorError::Stuck(END_WITHIN)),
+        }
+    }
+}
+
+/// Reads the pipelines of all live runs. What is not there is left out: the engine says of which run.
+async fn load_specs(
+    artifacts: &ArtifactStore,
+    records: &[Record],
+) -> Result<HashMap<Digest, Arc<PipelineSpec>>, CoordinatorError> {
+    let wanted =
+        Engine::spec_revisions(records).map_err(|e| CoordinatorError::Load(e.to_string()))?;
+    let digests: HashSet<Digest> = wanted.into_iter().map(|(_, digest)| digest).collect();
+    stream::iter(digests)
+        .map(|digest| async move {
+            let bytes = match artifacts.get_bytes(&digest, MAX_SPEC_BYTES).await {
+                Ok(bytes) => bytes,
+                Err(ArtifactError::NotFound { .. }) => return Ok(None),
+                Err(source) => {
+                    let source = Arc::new(source);
+                    return Err(CoordinatorError::Spec { source });
+                }
+            };
+            let spec: PipelineSpec = serde_json::from_slice(&bytes)
+                .map_err(|e| CoordinatorError::Load(format!("the pipeline {digest}: {e}")))?;
+            Ok(Some((digest, Arc::new(spec))))
+        })
+        .buffer_unordered(SPECS_AT_ONCE)
+        .try_filter_map(|found| async move { Ok(found) })
+        .try_collect()
+        .await
+}
+
+/// A seed for jitter: it only has to differ from other leaders'.
+fn seed() -> u64 {
+    let mut bytes = [0; 8];
+    match getrandom::fill(&mut bytes) {
+        Ok(()) => u64::from_le_bytes(bytes),
+        Err(_) => emberline_common::time::Timestamp::now().0,
+    }
+}
