@@ -10,21 +10,22 @@ use emberline_proto::v1::{
     cluster_service_client::ClusterServiceClient, model_service_client::ModelServiceClient,
     run_service_client::RunServiceClient,
 };
-use tonic::transport::{Channel, Endpoint};
 
 use crate::{
     args::ClusterArguments,
     embedded::{ClusterFile, EmbeddedCluster, StartError},
     exit::Exit,
+    leader_channel::LeaderChannel,
 };
 
-const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+/// How long a call goes on when nobody of a cluster leads.
+const FAILOVER: Duration = Duration::from_secs(30);
 /// How long another process may take from holding the state directory to serving.
 const OTHER_STARTS_WITHIN: Duration = Duration::from_secs(10);
 
 /// A connection to a cluster, and the cluster itself where it is ours.
 pub struct Cluster {
-    channel: Channel,
+    channel: LeaderChannel,
     embedded: Option<EmbeddedCluster>,
 }
 
@@ -32,7 +33,7 @@ impl Cluster {
     /// Connects; starts an embedded cluster with that many workers where none is to be found.
     pub async fn connect(arguments: &ClusterArguments, workers: u32) -> anyhow::Result<Self> {
         if let Some(server) = &arguments.server {
-            let channel = open(server).await?;
+            let channel = open(server, Patience::Failover).await?;
             return Ok(Self {
                 channel,
                 embedded: None,
@@ -83,7 +84,7 @@ impl Cluster {
 
     /// Connects to a cluster of our own.
     pub async fn of(cluster: EmbeddedCluster) -> anyhow::Result<Self> {
-        let channel = open(&cluster.address().to_string()).await?;
+        let channel = open(&cluster.address().to_string(), Patience::None).await?;
         Ok(Self {
             channel,
             embedded: Some(cluster),
@@ -96,22 +97,22 @@ impl Cluster {
     }
 
     /// Pipelines and runs.
-    pub fn runs(&self) -> RunServiceClient<Channel> {
+    pub fn runs(&self) -> RunServiceClient<LeaderChannel> {
         RunServiceClient::new(self.channel.clone()).max_decoding_message_size(64 << 20)
     }
 
     /// Artifacts.
-    pub fn artifacts(&self) -> ArtifactServiceClient<Channel> {
+    pub fn artifacts(&self) -> ArtifactServiceClient<LeaderChannel> {
         ArtifactServiceClient::new(self.channel.clone()).max_decoding_message_size(64 << 20)
     }
 
     /// Models.
-    pub fn models(&self) -> ModelServiceClient<Channel> {
+    pub fn models(&self) -> ModelServiceClient<LeaderChannel> {
         ModelServiceClient::new(self.channel.clone())
     }
 
     /// The cluster itself.
-    pub fn status(&self) -> ClusterServiceClient<Channel> {
+    pub fn status(&self) -> ClusterServiceClient<LeaderChannel> {
         ClusterServiceClient::new(self.channel.clone())
     }
 
@@ -132,9 +133,9 @@ impl Cluster {
     }
 }
 
-async fn other_process(arguments: &ClusterArguments) -> Option<Channel> {
+async fn other_process(arguments: &ClusterArguments) -> Option<LeaderChannel> {
     let file = ClusterFile::read(&arguments.state_dir)?;
-    let channel = open(&file.address.to_string()).await.ok()?;
+    let channel = open(&file.address.to_string(), Patience::None).await.ok()?;
     // The file may be left over, and the port somebody else's.
     let mut client = ClusterServiceClient::new(channel.clone());
     let asked = client.get_cluster_status(GetClusterStatusRequest {});
@@ -142,29 +143,33 @@ async fn other_process(arguments: &ClusterArguments) -> Option<Channel> {
     matches!(answer, Ok(Ok(_))).then_some(channel)
 }
 
-async fn open(server: &str) -> anyhow::Result<Channel> {
-    let url = if server.contains("://") {
-        server.to_owned()
-    } else {
-        format!("http://{server}")
+/// A channel to one of these addresses, separated by commas, that has answered.
+async fn open(server: &str, patience: Patience) -> anyhow::Result<LeaderChannel> {
+    let known = server.split(',').map(str::trim).filter(|s| !s.is_empty());
+    let known: Vec<String> = known.map(str::to_owned).collect();
+    // A single address that does not answer at all is most likely wrong.
+    let first = match patience {
+        Patience::Failover if known.len() > 1 => FAILOVER,
+        Patience::Failover | Patience::None => Duration::ZERO,
     };
-    let endpoint = Endpoint::from_shared(url)
-        .map_err(|e| {
-            Exit::input(format!(
-                "`{server}` is no address: {e}; write e.g. `http://127.0.0.1:7420`"
-            ))
-        })?
-        .connect_timeout(CONNECT_WITHIN)
-        .tcp_nodelay(true)
-        .http2_adaptive_window(true);
-    let connected = endpoint.connect().await;
-    connected.map_err(|e| {
-        let mut why = e.to_string();
-        let mut cause = std::error::Error::source(&e);
-        while let Some(inner) = cause {
-            why = inner.to_string();
-            cause = inner.source();
+    let channel = LeaderChannel::new(known, first).map_err(Exit::input)?;
+    let mut client = ClusterServiceClient::new(channel.clone());
+    match client.get_cluster_status(GetClusterStatusRequest {}).await {
+        Err(status) if status.code() == tonic::Code::Unavailable => {
+            Err(Exit::cluster(status.message()).into())
         }
-        Exit::cluster(format!("cannot reach the coordinator at {server}: {why}")).into()
-    })
+        // Whatever is wrong with that call, it was answered.
+        _ => Ok(match patience {
+            Patience::Failover => channel.with_patience(FAILOVER),
+            Patience::None => channel,
+        }),
+    }
+}
+
+/// How long a call goes on when nobody leads.
+enum Patience {
+    /// As long as another coordinator may take over.
+    Failover,
+    /// Not at all: there is no other.
+    None,
 }

@@ -7,6 +7,7 @@ mod commands;
 mod embedded;
 mod exit;
 mod fetch;
+mod leader_channel;
 mod output;
 mod progress;
 

@@ -72,7 +72,7 @@ impl Session {
                 alone_since = Instant::now();
                 search.had_one();
                 tracing::warn!(leader = %address, why = %ended.why, "the session broke");
-            } else {
+            } else if ended.redirect.as_ref().is_none_or(|r| r.leader.is_none()) {
                 search.say(&address, &ended.why);
             }
             if alone_since.elapsed() > self.config.orphan_grace && !self.runner.board.is_idle() {

@@ -18,6 +18,7 @@ use crate::{
     client::Cluster,
     exit::{self, Exit},
     fetch,
+    leader_channel::is_broken,
     output::{self, clean, duration},
     progress::{Progress, between, reason_name},
 };
@@ -138,8 +139,8 @@ pub async fn follow(cluster: &Cluster, id: &str, quiet: bool) -> anyhow::Result<
                         break;
                     }
                 }
-                Some(Err(status)) if status.code() == tonic::Code::ResourceExhausted => {
-                    // We did not keep up: begin again with a fresh snapshot.
+                Some(Err(status)) if again(&status) => {
+                    // We did not keep up, or another one leads now: begin again with a fresh snapshot.
                     watching = cluster.runs().watch_run(WatchRunRequest { run: id.to_owned() }).await?.into_inner();
                 }
                 Some(Err(status)) => return Err(status.into()),
@@ -174,6 +175,11 @@ pub async fn follow(cluster: &Cluster, id: &str, quiet: bool) -> anyhow::Result<
         }
     }
     Ok(run)
+}
+
+/// Whether a watch that ended so is opened again.
+fn again(status: &tonic::Status) -> bool {
+    status.code() == tonic::Code::ResourceExhausted || is_broken(status)
 }
 
 /// Shows an event; says whether it was the last.

@@ -1,6 +1,6 @@
 //! `runs`: list, show, follow, stop, repeat, and read the logs.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use emberline_proto::v1::{
     CancelRunRequest, GetRunRequest, GetRunResponse, ListRunsRequest, LogStream, RetryRunRequest,
@@ -14,6 +14,7 @@ use super::run::{follow, tell};
 use crate::{
     args::{ClusterArguments, Format, RunsCommand},
     client::Cluster,
+    leader_channel::is_broken,
     output::{self, clean, duration},
     progress::{between, reason_name},
 };
@@ -247,9 +248,34 @@ async fn cancel(
 
 async fn logs(cluster: &Cluster, request: StreamLogsRequest, format: Format) -> anyhow::Result<()> {
     let one_task = !request.task.is_empty();
-    let mut entries = cluster.runs().stream_logs(request).await?.into_inner();
+    let mut entries = cluster
+        .runs()
+        .stream_logs(request.clone())
+        .await?
+        .into_inner();
+    // Of each attempt, what was printed: a stream that broke begins anew at the next leader.
+    let mut printed: HashMap<(String, u32), u64> = HashMap::new();
+    let mut skip = printed.clone();
     while let Some(entry) = entries.next().await {
-        let entry = entry?;
+        let entry = match entry {
+            Ok(entry) => entry,
+            Err(status) if request.follow && is_broken(&status) => {
+                entries = cluster
+                    .runs()
+                    .stream_logs(request.clone())
+                    .await?
+                    .into_inner();
+                skip.clone_from(&printed);
+                continue;
+            }
+            Err(status) => return Err(status.into()),
+        };
+        let attempt = (entry.task.clone(), entry.attempt);
+        if let Some(left) = skip.get_mut(&attempt).filter(|left| **left > 0) {
+            *left -= 1;
+            continue;
+        }
+        *printed.entry(attempt).or_default() += 1;
         let at = entry.at.as_ref().map(time).unwrap_or_default();
         let name = clean(&entry.task);
         if format == Format::Json {
