@@ -7,11 +7,15 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+pub mod client;
+pub mod cluster;
 pub mod dev;
 pub mod etcd;
 pub mod history;
 pub mod http_proxy;
+pub mod node;
 pub mod outside;
+pub mod pipelines;
 pub mod place;
 pub mod processes;
 pub mod s3;

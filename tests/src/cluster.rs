@@ -1,0 +1,589 @@
+//! A whole cluster of separate processes: etcd members, coordinators, workers, a shared directory
+//! for artifacts; a client; and at the end the invariants, looked at from outside.
+//!
+//! Start with [`Builder`], then [`Cluster::submit`], do harm, and end with [`Cluster::check`].
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::Read as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use emberline_proto::v1::{GetRunResponse, RunState, SubmitRunRequest};
+use flate2::read::GzDecoder;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{
+    Etcd, History, TcpProxy,
+    client::{Client, state_of},
+    node::Node,
+    outside,
+    pipelines::{Journal, LINES},
+    processes, seconds, wait_for,
+};
+
+/// What every key of the cluster begins with.
+pub const PREFIX: &str = "emberline";
+/// How long a call may wait for a leader.
+const CALL: Duration = Duration::from_secs(20);
+/// How long an accepted run may take after the last fault.
+const END: Duration = Duration::from_secs(40);
+
+/// Who leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leader {
+    /// Which of the coordinators.
+    pub index: usize,
+    /// Its term.
+    pub epoch: i64,
+    /// What it says where it is.
+    pub address: String,
+}
+
+/// How large a cluster is, and what stands between its parts.
+pub struct Builder {
+    members: usize,
+    coordinators: usize,
+    workers: usize,
+    quota: Option<u64>,
+    etcd_by_proxies: bool,
+    coordinators_by_proxies: bool,
+    coordinator_arguments: Vec<String>,
+    worker_arguments: Vec<String>,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Builder {
+    /// One etcd member, three coordinators, two workers, and nothing between them.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            members: 1,
+            coordinators: 3,
+            workers: 2,
+            quota: None,
+            etcd_by_proxies: false,
+            coordinators_by_proxies: false,
+            coordinator_arguments: Vec::new(),
+            worker_arguments: Vec::new(),
+        }
+    }
+
+    /// So many etcd members.
+    #[must_use]
+    pub fn members(mut self, members: usize) -> Self {
+        self.members = members;
+        self
+    }
+
+    /// So many coordinators, `c0` and so on.
+    #[must_use]
+    pub fn coordinators(mut self, coordinators: usize) -> Self {
+        self.coordinators = coordinators;
+        self
+    }
+
+    /// So many workers, `w0` and so on, each with its name as label `name`.
+    #[must_use]
+    pub fn workers(mut self, workers: usize) -> Self {
+        self.workers = workers;
+        self
+    }
+
+    /// So many bytes for etcd.
+    #[must_use]
+    pub fn quota(mut self, bytes: u64) -> Self {
+        self.quota = Some(bytes);
+        self
+    }
+
+    /// Each coordinator has a proxy of its own to each etcd member: [`Cluster::to_etcd`].
+    #[must_use]
+    pub fn etcd_by_proxies(mut self) -> Self {
+        self.etcd_by_proxies = true;
+        self
+    }
+
+    /// Everybody goes to each coordinator by a proxy: [`Cluster::to_coordinator`].
+    #[must_use]
+    pub fn coordinators_by_proxies(mut self) -> Self {
+        self.coordinators_by_proxies = true;
+        self
+    }
+
+    /// More arguments for each coordinator.
+    #[must_use]
+    pub fn coordinator_arguments(mut self, more: &[&str]) -> Self {
+        self.coordinator_arguments
+            .extend(more.iter().map(|&a| a.to_owned()));
+        self
+    }
+
+    /// More arguments for each worker.
+    #[must_use]
+    pub fn worker_arguments(mut self, more: &[&str]) -> Self {
+        self.worker_arguments
+            .extend(more.iter().map(|&a| a.to_owned()));
+        self
+    }
+
+    /// Starts it all, and waits until every worker has a session with the leader.
+    #[must_use]
+    pub fn start(self) -> Cluster {
+        let mut cluster = self.prepare();
+        for node in cluster.coordinators.iter_mut().chain(&mut cluster.workers) {
+            node.start();
+        }
+        cluster.wait_until_it_serves();
+        cluster
+    }
+
+    /// Starts etcd only; the rest is there and does not run yet.
+    #[must_use]
+    pub fn prepare(self) -> Cluster {
+        let root = tempfile::tempdir().unwrap();
+        let etcd = match self.quota {
+            Some(bytes) => Etcd::with_quota(self.members, bytes),
+            None => Etcd::start(self.members),
+        };
+        let nodes = root.path().join("nodes");
+        let artifacts = format!("file://{}", root.path().join("objects").display());
+        fs::create_dir(root.path().join("objects")).unwrap();
+        let mut to_etcd = Vec::new();
+        let mut to_coordinator = Vec::new();
+        let mut coordinators = Vec::new();
+        let mut servers = Vec::new();
+        for index in 0..self.coordinators {
+            let port = processes::free_port();
+            let listen = format!("127.0.0.1:{port}");
+            let ways: Vec<_> = (0..self.members)
+                .filter(|_| self.etcd_by_proxies)
+                .map(|member| TcpProxy::start(&etcd.address(member)))
+                .collect();
+            let urls = match ways.as_slice() {
+                [] => etcd.urls(),
+                ways => (ways.iter())
+                    .map(|way| format!("http://{}", way.address()))
+                    .collect(),
+            };
+            let mut arguments = vec!["coordinator".to_owned()];
+            let mut add = |name: &str, value: &str| {
+                arguments.extend([name.to_owned(), value.to_owned()]);
+            };
+            add("--name", &format!("c{index}"));
+            add("--listen", &listen);
+            add("--etcd", &urls.join(","));
+            add("--etcd-prefix", PREFIX);
+            // The history of all keys is what is checked at the end.
+            add("--etcd-compact-every", "0s");
+            add("--artifacts", &artifacts);
+            if self.coordinators_by_proxies {
+                let proxy = TcpProxy::start(&listen);
+                add("--advertise", proxy.address());
+                servers.push(proxy.address().to_owned());
+                to_coordinator.push(proxy);
+            } else {
+                servers.push(listen);
+            }
+            arguments.extend(self.coordinator_arguments.iter().cloned());
+            coordinators.push(Node::new(&nodes, &format!("c{index}"), arguments));
+            to_etcd.push(ways);
+        }
+        let mut cluster = Cluster {
+            client: Client::new(servers.clone()),
+            journal: Journal::new(&root.path().join("journal")),
+            history: History::new(PREFIX),
+            acknowledged: Vec::new(),
+            workers: Vec::new(),
+            worker_arguments: self.worker_arguments,
+            servers,
+            to_coordinator,
+            to_etcd,
+            coordinators,
+            etcd,
+            root,
+        };
+        for _ in 0..self.workers {
+            cluster.add_worker();
+        }
+        cluster
+    }
+}
+
+/// A running cluster.
+pub struct Cluster {
+    /// The coordinators.
+    pub coordinators: Vec<Node>,
+    /// The workers.
+    pub workers: Vec<Node>,
+    /// The way of each coordinator to each etcd member, if there are proxies.
+    pub to_etcd: Vec<Vec<TcpProxy>>,
+    /// The way of everybody to each coordinator, if there are proxies.
+    pub to_coordinator: Vec<TcpProxy>,
+    /// Where its state is.
+    pub etcd: Etcd,
+    /// A client.
+    pub client: Client,
+    /// What its tasks have written down.
+    pub journal: Journal,
+    /// What was ever written in etcd; see [`Cluster::read_history`].
+    pub history: History,
+    servers: Vec<String>,
+    worker_arguments: Vec<String>,
+    acknowledged: Vec<String>,
+    root: TempDir,
+}
+
+impl Cluster {
+    /// The directory of all that is not in etcd.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        self.root.path()
+    }
+
+    /// The directory above `objects`, as [`outside`] wants it.
+    #[must_use]
+    pub fn artifacts(&self) -> PathBuf {
+        self.root.path().to_path_buf()
+    }
+
+    /// Where the coordinators are, as clients and workers know it.
+    #[must_use]
+    pub fn servers(&self) -> &[String] {
+        &self.servers
+    }
+
+    /// The arguments of the worker of that number, under another name or the same.
+    #[must_use]
+    pub fn worker_arguments(&self, name: &str, dir: &str) -> Vec<String> {
+        let state = self.root.path().join("nodes").join(dir).join("state");
+        let state = state.display().to_string();
+        let label = format!("name={name}");
+        let servers = self.servers.join(",");
+        let arguments = [
+            "worker",
+            "--server",
+            &servers,
+            "--name",
+            name,
+            "--label",
+            &label,
+            "--state-dir",
+            &state,
+            "--slots",
+            "8",
+            "--cpus",
+            "4",
+            "--memory",
+            "2GiB",
+        ];
+        let arguments = arguments.iter().map(|&a| a.to_owned());
+        arguments.chain(self.worker_arguments.clone()).collect()
+    }
+
+    /// One worker more, which does not run yet. Gives its number.
+    pub fn add_worker(&mut self) -> usize {
+        let name = format!("w{}", self.workers.len());
+        let arguments = self.worker_arguments(&name, &name);
+        let nodes = self.root.path().join("nodes");
+        self.workers.push(Node::new(&nodes, &name, arguments));
+        self.workers.len() - 1
+    }
+
+    /// Waits until somebody leads and every worker that runs has a session.
+    ///
+    /// # Panics
+    /// If that takes too long, or a process ends.
+    #[track_caller]
+    pub fn wait_until_it_serves(&mut self) {
+        for node in self.coordinators.iter_mut().filter(|n| n.runs()) {
+            node.wait_for_line(" serves on ");
+        }
+        self.wait_for_leader();
+        for node in self.workers.iter_mut().filter(|n| n.runs()) {
+            node.wait_for_line(" has a session with ");
+        }
+    }
+
+    /// Who leads, as etcd says.
+    #[must_use]
+    pub fn leader(&self) -> Option<Leader> {
+        let kv = self.etcd.get(&format!("{PREFIX}/leader"))?;
+        let value: Value = serde_json::from_slice(kv.value()).unwrap();
+        let name = value["name"].as_str().unwrap();
+        Some(Leader {
+            index: name.strip_prefix('c').unwrap().parse().unwrap(),
+            epoch: kv.create_revision(),
+            address: value["address"].as_str().unwrap().to_owned(),
+        })
+    }
+
+    /// Waits until somebody leads.
+    #[track_caller]
+    pub fn wait_for_leader(&self) -> Leader {
+        wait_for("a leader", seconds(20), || self.leader())
+    }
+
+    /// Waits until somebody leads in a later term.
+    #[track_caller]
+    pub fn wait_for_leader_after(&self, epoch: i64) -> Leader {
+        wait_for("another leader", seconds(20), || {
+            self.leader().filter(|l| l.epoch > epoch)
+        })
+    }
+
+    /// A coordinator that does not lead.
+    #[must_use]
+    pub fn a_follower(&self) -> usize {
+        let leader = self.wait_for_leader().index;
+        (0..self.coordinators.len())
+            .find(|&i| i != leader && self.coordinators[i].runs())
+            .unwrap()
+    }
+
+    /// A request for this pipeline, with a request id of its own.
+    #[must_use]
+    pub fn request(&self, pipeline: &str) -> SubmitRunRequest {
+        SubmitRunRequest {
+            pipeline_yaml: pipeline.to_owned(),
+            file_name: "p.yaml".to_owned(),
+            base_dir: self.root.path().display().to_string(),
+            request_id: format!("request-{}", self.acknowledged.len()),
+            trigger: "manual".to_owned(),
+            ..Default::default()
+        }
+    }
+
+    /// Submits until somebody accepts it, and remembers that it was acknowledged.
+    ///
+    /// # Panics
+    /// If nobody does.
+    #[track_caller]
+    pub fn submit(&mut self, pipeline: &str) -> String {
+        let request = self.request(pipeline);
+        let run = self.client.submit(&request, CALL).unwrap();
+        self.acknowledged(&run);
+        run
+    }
+
+    /// This run was accepted, somehow else.
+    pub fn acknowledged(&mut self, run: &str) {
+        self.acknowledged.push(run.to_owned());
+    }
+
+    /// What can be seen of a run.
+    ///
+    /// # Panics
+    /// If nobody answers.
+    #[track_caller]
+    #[must_use]
+    pub fn run(&self, run: &str) -> GetRunResponse {
+        self.client.run(run, CALL).unwrap()
+    }
+
+    /// Waits until a run has ended well.
+    ///
+    /// # Panics
+    /// If it ends otherwise, or not.
+    #[track_caller]
+    pub fn succeeds(&self, run: &str) -> GetRunResponse {
+        let ended = wait_for("the run ends", END, || {
+            let seen = self.run(run);
+            let is_over = matches!(
+                state_of(&seen),
+                RunState::Succeeded | RunState::Failed | RunState::Cancelled
+            );
+            is_over.then_some(seen)
+        });
+        assert_eq!(state_of(&ended), RunState::Succeeded, "{ended:#?}");
+        ended
+    }
+
+    /// Waits until a task has begun so many attempts, as its own journal says.
+    #[track_caller]
+    pub fn wait_for_begin(&self, run: &str, task: &str, attempts: usize) {
+        let what = format!("attempt {attempts} of {task} begins");
+        wait_for(&what, seconds(20), || {
+            (self.journal.begun(run, task) >= attempts).then_some(())
+        });
+    }
+
+    /// The worker that runs a task, as its record in etcd says.
+    ///
+    /// # Panics
+    /// If none does.
+    #[must_use]
+    pub fn worker_of(&self, run: &str, task: &str) -> usize {
+        let key = format!("{PREFIX}/state/tasks/{run}/{task}");
+        let record: Value = serde_json::from_slice(self.etcd.get(&key).unwrap().value()).unwrap();
+        assert_eq!(record["written"], "running", "{record}");
+        let name = record["worker"].as_str().unwrap();
+        self.workers.iter().position(|w| w.name() == name).unwrap()
+    }
+
+    /// Reads what was written in etcd since the last time.
+    pub fn read_history(&mut self) -> &History {
+        self.history.read_on(&self.etcd);
+        &self.history
+    }
+
+    /// All invariants. Every part that is to take part in the end must run by now.
+    ///
+    /// # Panics
+    /// If one does not hold: the message says which and where.
+    #[track_caller]
+    pub fn check(&mut self) {
+        // I1, I8: what was accepted ends, and leaves the live records.
+        let live = |key: &String| {
+            let key = &key[PREFIX.len()..];
+            ["/state/runs/", "/state/tasks/", "/journal/"]
+                .iter()
+                .any(|kind| key.starts_with(kind))
+        };
+        let mut last = Vec::new();
+        wait_for("nothing is live", END, || {
+            last = self.etcd.keys(&format!("{PREFIX}/"))?;
+            last.retain(live);
+            last.is_empty().then_some(())
+        });
+        // I3, I4.
+        self.history.read_on(&self.etcd);
+        let violations = self.history.violations();
+        assert!(violations.is_empty(), "{violations:#?}");
+        // I2, and no run was made twice.
+        let made: BTreeSet<_> = self
+            .history
+            .events()
+            .iter()
+            .filter_map(|e| e.key.strip_prefix("state/runs/"))
+            .collect();
+        let accepted: BTreeSet<_> = self.acknowledged.iter().map(String::as_str).collect();
+        assert_eq!(made, accepted, "runs that were made, and acknowledged");
+        // I5, I6, I9.
+        outside::every_object_hashes_to_its_name(&self.artifacts());
+        for run in &accepted {
+            self.ended_run_is_whole(run);
+        }
+        self.journal_is_in_order();
+        // I8.
+        wait_for("no command is left", seconds(10), || {
+            processes::of_attempts_below(self.root())
+                .is_empty()
+                .then_some(())
+        });
+    }
+
+    /// The archive of a run that has ended, read from the object store.
+    ///
+    /// # Panics
+    /// If it is not there, or not what its name says.
+    #[track_caller]
+    #[must_use]
+    pub fn archive(&self, run: &str) -> Value {
+        let ended = self.history.ended(run);
+        let ended = ended.unwrap_or_else(|| panic!("{run} has not ended"));
+        let digest = ended["archive"].as_str().unwrap();
+        let packed = fs::read(outside::object(&self.artifacts(), digest)).unwrap();
+        assert_eq!(outside::sha256(&packed), digest);
+        let mut text = String::new();
+        GzDecoder::new(&packed[..])
+            .read_to_string(&mut text)
+            .unwrap();
+        let archive: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(archive["view"]["run"], run);
+        assert_eq!(archive["view"]["state"], ended["summary"]["state"]);
+        archive
+    }
+
+    #[track_caller]
+    fn ended_run_is_whole(&self, run: &str) {
+        let archive = self.archive(run);
+        let view = &archive["view"];
+        let state = view["state"].as_str().unwrap();
+        assert!(["succeeded", "failed", "cancelled"].contains(&state));
+        outside::run_is_whole(&self.artifacts(), view);
+        for task in view["tasks"].as_array().unwrap() {
+            let name = task["task"].as_str().unwrap();
+            let attempts = task["attempt"].as_u64().unwrap();
+            let known = self.history.attempts(run, name);
+            // What a record says last is what is shown.
+            assert!(attempts <= known, "{run}/{name}: {attempts} of {known}");
+            for attempt in 1..=attempts {
+                let is_done = attempt == attempts && task["state"] == "succeeded";
+                self.log_is_whole(run, name, attempt, is_done);
+            }
+        }
+    }
+
+    /// Numbered lines are there from the first on without a gap; all of them if the attempt is done.
+    #[track_caller]
+    fn log_is_whole(&self, run: &str, task: &str, attempt: u64, is_done: bool) {
+        let Some(log) = outside::log(&self.artifacts(), run, task, attempt) else {
+            return;
+        };
+        let numbered = log.lines.iter().filter(|l| l.starts_with("line "));
+        let expected = (1..=LINES).map(|n| format!("line {n} of {LINES}"));
+        let found: Vec<_> = numbered.cloned().collect();
+        let expected: Vec<_> = expected.take(found.len()).collect();
+        let what = format!("the log of {run}/{task} attempt {attempt}");
+        assert_eq!(found, expected, "{what}");
+        if is_done && !found.is_empty() {
+            assert_eq!(found.len(), LINES, "{what} is cut");
+        }
+    }
+
+    /// No attempt began twice, and what a task is credited with was made by an attempt that came to
+    /// its end.
+    #[track_caller]
+    fn journal_is_in_order(&self) {
+        let entries = self.journal.entries();
+        let mut seen = BTreeSet::new();
+        for entry in &entries {
+            assert!(seen.insert(entry), "{entry:?} is there twice");
+        }
+        for run in &self.acknowledged {
+            let archive = self.archive(run);
+            for task in archive["view"]["tasks"].as_array().unwrap() {
+                let name = task["task"].as_str().unwrap();
+                if self.journal.begun(run, name) == 0 || task["state"] != "succeeded" {
+                    continue;
+                }
+                let manifest = task["outputs"][0]["manifest"].as_str().unwrap();
+                let files = outside::artifact(&self.artifacts(), manifest);
+                let who = String::from_utf8(files[0].1.clone()).unwrap();
+                assert_eq!(who, format!("{name} {}\n", task["attempt"]), "{run}");
+            }
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for node in self.coordinators.iter().chain(&self.workers) {
+                node.tell();
+            }
+            let keys = self.etcd.keys(&format!("{PREFIX}/"));
+            eprintln!("--- keys in etcd: {keys:#?}");
+            if std::env::var_os("EMBERLINE_TESTS_KEEP").is_some() {
+                self.root.disable_cleanup(true);
+                eprintln!("--- kept: {}", self.root.path().display());
+            }
+        }
+        for node in self.coordinators.iter_mut().chain(&mut self.workers) {
+            node.kill();
+        }
+        // Only after a test that failed half-way is anything left here.
+        for pid in processes::of_attempts_below(self.root.path()) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    }
+}
