@@ -316,14 +316,9 @@ impl Etcd {
     /// If etcd refuses that.
     pub fn make_room(&self, last_look: impl FnOnce(i64)) {
         let options = DeleteOptions::new().with_prefix();
-        let deleted = self
-            .block_on(async |mut client| client.delete("-junk/", Some(options)).await)
+        self.block_on(async |mut client| client.delete("-junk/", Some(options)).await)
             .unwrap();
-        let revision = deleted.header().unwrap().revision();
-        last_look(revision);
-        let physical = CompactionOptions::new().with_physical();
-        self.block_on(async |mut client| client.compact(revision, Some(physical)).await)
-            .unwrap();
+        self.compact(last_look);
         for index in 0..self.members.len() {
             self.block_on_one(index, async |mut client| client.defragment().await)
                 .unwrap();
@@ -342,6 +337,19 @@ impl Etcd {
             Ok(())
         })
         .unwrap();
+    }
+
+    /// Lets etcd forget all earlier versions of all keys. They can be read for the last time by
+    /// `last_look`, which is told the revision.
+    ///
+    /// # Panics
+    /// If etcd refuses that.
+    pub fn compact(&self, last_look: impl FnOnce(i64)) {
+        let revision = self.revision();
+        last_look(revision);
+        let physical = CompactionOptions::new().with_physical();
+        self.block_on(async |mut client| client.compact(revision, Some(physical)).await)
+            .unwrap();
     }
 
     /// The latest revision.

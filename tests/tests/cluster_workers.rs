@@ -1,0 +1,307 @@
+//! Workers that die, sleep, are cut off, drained or doubled: their work goes on elsewhere, and what
+//! they say too late does not count.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::time::{Duration, Instant};
+
+use emberline_tests::{
+    TcpProxy,
+    cluster::{Builder, Cluster},
+    node::Node,
+    processes, seconds,
+    tcp_proxy::Way,
+    wait_for,
+};
+
+/// A grace that a test can wait for.
+const GRACE: Duration = Duration::from_secs(1);
+
+fn builder() -> Builder {
+    Builder::new().coordinators(1).coordinator_arguments(&[
+        "--worker-grace",
+        "1s",
+        "--adoption-window",
+        "1s",
+        "--heartbeat-interval",
+        "200ms",
+    ])
+}
+
+/// A run whose task `wait` runs and waits at its gate `g`; the worker that runs it.
+fn gated_run(cluster: &mut Cluster) -> (String, usize) {
+    let pipeline = cluster.journal.gated("g", "");
+    let run = cluster.submit(&pipeline);
+    cluster.wait_for_begin(&run, "wait", 1);
+    let worker = cluster.worker_of(&run, "wait");
+    (run, worker)
+}
+
+#[test]
+fn the_work_of_a_killed_worker_begins_anew_elsewhere() {
+    let mut cluster = builder().start();
+    let (run, worker) = gated_run(&mut cluster);
+    let dir = cluster.workers[worker].dir().to_path_buf();
+    assert!(!processes::of_attempts_below(&dir).is_empty());
+    let start = Instant::now();
+    cluster.workers[worker].kill();
+    cluster.wait_for_begin(&run, "wait", 2);
+    let took = start.elapsed();
+    eprintln!("the second attempt after {took:?}");
+    assert!(took < GRACE + seconds(1), "{took:?}");
+    wait_for("its commands die with it", seconds(5), || {
+        processes::of_attempts_below(&dir).is_empty().then_some(())
+    });
+    cluster.journal.open("g");
+    cluster.succeeds(&run);
+    cluster.check();
+    assert_eq!(cluster.history.attempts(&run, "wait"), 2);
+    assert_eq!(cluster.history.attempts(&run, "first"), 1);
+    assert_eq!(cluster.history.spent(&run, "wait").2, 1, "a lost worker");
+}
+
+#[test]
+fn the_late_report_of_a_worker_that_slept_is_refused() {
+    let mut cluster = builder().start();
+    let (run, worker) = gated_run(&mut cluster);
+    cluster.workers[worker].pause();
+    cluster.wait_for_begin(&run, "wait", 2);
+    // The command of the paused worker is not paused: both attempts end.
+    cluster.journal.open("g");
+    cluster.succeeds(&run);
+    wait_for("the first attempt ends too", seconds(10), || {
+        (cluster.journal.ended(&run, "wait") == 2).then_some(())
+    });
+    let sessions = |cluster: &Cluster| {
+        let stdout = cluster.workers[worker].stdout();
+        stdout.matches(" has a session with ").count()
+    };
+    let before = sessions(&cluster);
+    cluster.workers[worker].go_on();
+    wait_for("it has a session again", seconds(10), || {
+        (sessions(&cluster) > before).then_some(())
+    });
+    // It works again like any other.
+    let pipeline = (cluster.journal).stage("a", &[], ":", ", labels: { name: w0 }");
+    let pipeline = format!("pipeline: after\nstages:\n{pipeline}");
+    let pipeline = pipeline.replace("w0", cluster.workers[worker].name());
+    let after = cluster.submit(&pipeline);
+    cluster.succeeds(&after);
+    cluster.check();
+    let last = cluster.history.task(&run, "wait").pop().unwrap();
+    assert_eq!(
+        (&last["attempt"], &last["reported"]),
+        (&2.into(), &2.into())
+    );
+}
+
+/// A worker that reaches the only coordinator by a proxy, beside one that needs none.
+fn worker_by_proxy(cluster: &mut Cluster) -> (usize, TcpProxy) {
+    let proxy = TcpProxy::start(&cluster.servers()[0]);
+    let index = cluster.add_worker();
+    let name = format!("w{index}");
+    let mut arguments = cluster.worker_arguments(&name, &name);
+    let server = arguments.iter().position(|a| a == "--server").unwrap();
+    arguments[server + 1] = proxy.address().to_owned();
+    let nodes = cluster.root().join("nodes");
+    cluster.workers[index] = Node::new(&nodes, &name, arguments);
+    cluster.workers[index].start();
+    cluster.workers[index].wait_for_line(" has a session with ");
+    (index, proxy)
+}
+
+fn partitioned(cut: impl Fn(&TcpProxy)) {
+    let mut cluster = builder().workers(0).start();
+    let (cut_off, proxy) = worker_by_proxy(&mut cluster);
+    let (run, worker) = gated_run(&mut cluster);
+    assert_eq!(worker, cut_off);
+    let other = cluster.add_worker();
+    cluster.workers[other].start();
+    cluster.workers[other].wait_for_line(" has a session with ");
+    cut(&proxy);
+    cluster.wait_for_begin(&run, "wait", 2);
+    cluster.journal.open("g");
+    cluster.succeeds(&run);
+    let sessions = |cluster: &Cluster| {
+        let stdout = cluster.workers[cut_off].stdout();
+        stdout.matches(" has a session with ").count()
+    };
+    let before = sessions(&cluster);
+    // What it said in the meantime arrives only now.
+    proxy.heal();
+    wait_for("it has a session again", seconds(15), || {
+        (sessions(&cluster) > before).then_some(())
+    });
+    cluster.check();
+    let last = cluster.history.task(&run, "wait").pop().unwrap();
+    assert_eq!(
+        (&last["attempt"], &last["reported"]),
+        (&2.into(), &2.into())
+    );
+    assert_eq!(cluster.history.terms().len(), 1);
+}
+
+#[test]
+fn a_worker_that_is_cut_off_both_ways_is_replaced() {
+    partitioned(TcpProxy::partition);
+}
+
+#[test]
+fn a_worker_that_is_not_heard_any_more_is_replaced() {
+    partitioned(|proxy| proxy.drop_silently(Way::ToServer));
+}
+
+#[test]
+fn a_worker_that_hears_nothing_any_more_is_replaced_or_comes_back() {
+    let mut cluster = builder().workers(0).start();
+    let (cut_off, proxy) = worker_by_proxy(&mut cluster);
+    let (run, _) = gated_run(&mut cluster);
+    proxy.drop_silently(Way::ToClient);
+    // It must find out by itself, and ask for another session.
+    wait_for("it gives the session up", seconds(15), || {
+        cluster.workers[cut_off]
+            .stderr()
+            .contains("session")
+            .then_some(())
+    });
+    cluster.journal.open("g");
+    wait_for("its task ends", seconds(10), || {
+        (cluster.journal.ended(&run, "wait") >= 1).then_some(())
+    });
+    proxy.heal();
+    cluster.succeeds(&run);
+    cluster.check();
+}
+
+#[test]
+fn a_cut_connection_alone_restarts_nothing() {
+    let mut cluster = builder().workers(0).start();
+    let (cut_off, proxy) = worker_by_proxy(&mut cluster);
+    let (run, _) = gated_run(&mut cluster);
+    for cut in 2..5 {
+        proxy.cut();
+        wait_for("it has a session again", seconds(10), || {
+            let stdout = cluster.workers[cut_off].stdout();
+            (stdout.matches(" has a session with ").count() >= cut).then_some(())
+        });
+    }
+    cluster.journal.open("g");
+    cluster.succeeds(&run);
+    cluster.check();
+    assert_eq!(cluster.history.attempts(&run, "wait"), 1);
+}
+
+#[test]
+fn two_workers_with_one_name_never_run_one_attempt_both() {
+    let mut cluster = builder().workers(1).start();
+    let (run, _) = gated_run(&mut cluster);
+    let second = cluster.add_worker();
+    let nodes = cluster.root().join("nodes");
+    let arguments = cluster.worker_arguments("w0", "twin");
+    cluster.workers[second] = Node::new(&nodes, "twin", arguments);
+    cluster.workers[second].start();
+    wait_for(
+        "one of both has the name, and the other is told",
+        seconds(20),
+        || {
+            let told = |node: &Node| node.stderr().contains("w0");
+            (0..2).any(|i| told(&cluster.workers[i])).then_some(())
+        },
+    );
+    cluster.journal.open("g");
+    cluster.succeeds(&run);
+    let pipeline = cluster.journal.chains(3, 3);
+    let more = cluster.submit(&pipeline);
+    cluster.succeeds(&more);
+    cluster.check();
+    // They do not take the name from each other without end.
+    let sessions: usize = (cluster.workers.iter())
+        .map(|w| w.stdout().matches(" has a session with ").count())
+        .sum();
+    assert!(sessions < 10, "{sessions} sessions");
+}
+
+#[test]
+fn a_terminated_worker_gives_its_work_back_and_no_retry_is_spent() {
+    let mut cluster = builder().start();
+    let (run, worker) = gated_run(&mut cluster);
+    cluster.workers[worker].terminate();
+    assert_eq!(cluster.workers[worker].wait(seconds(15)), 0);
+    cluster.wait_for_begin(&run, "wait", 2);
+    cluster.journal.open("g");
+    cluster.succeeds(&run);
+    cluster.check();
+    assert_eq!(cluster.history.attempts(&run, "wait"), 2);
+    assert_eq!(cluster.history.spent(&run, "wait"), (0, 0, 0));
+}
+
+#[test]
+fn a_worker_that_may_drain_ends_what_runs_and_takes_no_more() {
+    let mut cluster = builder()
+        .worker_arguments(&["--drain-timeout", "30s"])
+        .start();
+    let (run, worker) = gated_run(&mut cluster);
+    cluster.workers[worker].terminate();
+    // New work goes to the other one.
+    let pipeline = cluster.journal.chains(4, 1);
+    let more = cluster.submit(&pipeline);
+    let ended = cluster.succeeds(&more);
+    let other = cluster.workers[1 - worker].name().to_owned();
+    // What was assigned before the leader knew is ended here all the same.
+    let there = ended.tasks.iter().filter(|t| t.worker == other).count();
+    assert!(there >= 3, "{ended:#?}");
+    assert!(
+        cluster.workers[worker].ended().is_none(),
+        "it has work left"
+    );
+    cluster.journal.open("g");
+    assert_eq!(cluster.workers[worker].wait(seconds(15)), 0);
+    cluster.succeeds(&run);
+    cluster.check();
+    assert_eq!(cluster.history.attempts(&run, "wait"), 1);
+}
+
+#[test]
+fn a_rolling_restart_of_all_workers_loses_nothing_and_spends_nothing() {
+    let mut cluster = builder()
+        .workers(3)
+        .worker_arguments(&["--drain-timeout", "30s"])
+        .start();
+    let pipeline = cluster.journal.chains(6, 10);
+    let run = cluster.submit(&pipeline);
+    for worker in 0..3 {
+        let before = cluster.journal.entries().len();
+        wait_for("progress", seconds(20), || {
+            (cluster.journal.entries().len() > before + 4).then_some(())
+        });
+        cluster.workers[worker].terminate();
+        assert_eq!(cluster.workers[worker].wait(seconds(20)), 0);
+        cluster.workers[worker].start();
+        cluster.workers[worker].wait_for_line(" has a session with ");
+    }
+    let ended = cluster.succeeds(&run);
+    cluster.check();
+    for task in &ended.tasks {
+        let name = &task.task;
+        assert_eq!(cluster.journal.begun(&run, name), 1, "{name}");
+        assert_eq!(cluster.history.spent(&run, name), (0, 0, 0), "{name}");
+    }
+}
+
+#[test]
+fn workers_that_come_and_go_leave_nothing_behind() {
+    let mut cluster = builder().workers(1).start();
+    let leases = cluster.etcd.leases().unwrap();
+    let guest = cluster.add_worker();
+    for _ in 0..8 {
+        cluster.workers[guest].start();
+        cluster.workers[guest].wait_for_line(" has a session with ");
+        cluster.workers[guest].kill();
+    }
+    let pipeline = cluster.journal.chains(2, 3);
+    let run = cluster.submit(&pipeline);
+    cluster.succeeds(&run);
+    cluster.check();
+    assert_eq!(cluster.etcd.leases().unwrap(), leases);
+    assert_eq!(cluster.history.terms().len(), 1);
+}
