@@ -280,7 +280,7 @@ impl Cluster {
             &state,
             "--slots",
             "8",
-            "--cpus",
+            "--cpu",
             "4",
             "--memory",
             "2GiB",

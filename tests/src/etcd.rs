@@ -368,7 +368,7 @@ impl Drop for Etcd {
         for index in 0..self.members.len() {
             if std::thread::panicking() {
                 let log = self.log(index);
-                let from = log.len().saturating_sub(2_000);
+                let from = log.len().saturating_sub(600);
                 let tail = String::from_utf8_lossy(&log.as_bytes()[from..]);
                 eprintln!("--- end of the log of etcd m{index}\n{tail}");
             }
