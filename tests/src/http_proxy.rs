@@ -172,10 +172,14 @@ impl HttpProxy {
             .enable_all()
             .build()
             .unwrap();
-        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap().to_string();
+        let inside = runtime.enter();
+        let listener = TcpListener::from_std(listener).unwrap();
         let shared = Arc::new(Shared::default());
         runtime.spawn(accept(listener, server.to_owned(), Arc::clone(&shared)));
+        drop(inside);
         Self {
             address,
             shared,

@@ -184,11 +184,6 @@ impl S3Server {
         dir.join(&digest[..2]).join(digest)
     }
 
-    /// Removes the bucket and all that is in it.
-    pub fn remove_bucket(&self) {
-        fs::remove_dir_all(self.bucket()).unwrap();
-    }
-
     /// Multipart uploads that were begun and neither completed nor aborted, and parts of any.
     #[must_use]
     pub fn uploads_left(&self) -> Vec<String> {

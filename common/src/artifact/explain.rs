@@ -136,7 +136,8 @@ fn answered(status: u16, text: &str) -> Explanation {
         ("SlowDown" | "ServiceUnavailable" | "InternalError", _) | (_, 429 | 500..=599) => (
             StoreFault::Busy,
             format!(
-                "the server is overloaded or ill ({named}), also after several tries: try again later, or look at its log"
+                "the server is overloaded or ill ({}), also after several tries: try again later, or look at its log",
+                [named.as_str(), &message].join(" ").trim_end()
             ),
         ),
         (_, 400) if text.contains("HTTPS server") || text.contains("HTTPS port") => (
