@@ -4,6 +4,7 @@
 pub mod artifact;
 pub mod attempt_log;
 pub mod failure;
+pub mod finding;
 pub mod ids;
 pub mod redirect;
 pub mod resources;

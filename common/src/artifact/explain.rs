@@ -45,13 +45,19 @@ impl StoreFault {
 pub struct Explanation {
     /// For programs.
     pub fault: StoreFault,
-    /// For people: one line.
-    pub text: String,
+    /// For people: what was seen, in one line.
+    pub cause: String,
+    /// What to do about it, where that is known.
+    pub advice: Option<String>,
 }
 
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
+        f.write_str(&self.cause)?;
+        match &self.advice {
+            Some(advice) => write!(f, ": {advice}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -62,13 +68,15 @@ pub fn explain(error: &object_store::Error) -> Explanation {
     if text.contains("Error getting credentials") || text.contains("169.254.1") {
         return told(
             StoreFault::Credentials,
-            "no credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY".to_owned(),
+            "no credentials were found",
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
         );
     }
     if text.contains("redirect without LOCATION") || status(&text) == Some(301) {
         return told(
             StoreFault::Region,
-            "the bucket is in another region: set AWS_REGION to its own".to_owned(),
+            "the bucket is in another region",
+            "set AWS_REGION to its own",
         );
     }
     if let Some(status) = status(&text) {
@@ -77,11 +85,23 @@ pub fn explain(error: &object_store::Error) -> Explanation {
     if let Some(http) = http_error(error) {
         return broken(http, &text);
     }
-    told(StoreFault::Other, one_line(&text))
+    unknown(one_line(&text))
 }
 
-const fn told(fault: StoreFault, text: String) -> Explanation {
-    Explanation { fault, text }
+fn told(fault: StoreFault, cause: impl Into<String>, advice: impl Into<String>) -> Explanation {
+    Explanation {
+        fault,
+        cause: cause.into(),
+        advice: Some(advice.into()),
+    }
+}
+
+const fn unknown(cause: String) -> Explanation {
+    Explanation {
+        fault: StoreFault::Other,
+        cause,
+        advice: None,
+    }
 }
 
 /// The server has answered, with this status.
@@ -89,72 +109,60 @@ fn answered(status: u16, text: &str) -> Explanation {
     let code = element(text, "Code");
     let named = code.map_or_else(|| format!("HTTP {status}"), str::to_owned);
     let message = element(text, "Message").map(one_line).unwrap_or_default();
-    let (fault, text) = match (code.unwrap_or_default(), status) {
-        ("InvalidAccessKeyId" | "NotSignedUp", _) => (
+    let with_message = [named.as_str(), &message].join(" ").trim_end().to_owned();
+    match (code.unwrap_or_default(), status) {
+        ("InvalidAccessKeyId" | "NotSignedUp", _) => told(
             StoreFault::Credentials,
-            format!("the server does not know the access key ({named}): check AWS_ACCESS_KEY_ID"),
+            format!("the server does not know the access key ({named})"),
+            "check AWS_ACCESS_KEY_ID",
         ),
-        ("SignatureDoesNotMatch", _) => (
+        ("SignatureDoesNotMatch", _) => told(
             StoreFault::Credentials,
-            format!(
-                "the secret key does not fit the access key ({named}): check AWS_SECRET_ACCESS_KEY"
-            ),
+            format!("the secret key does not fit the access key ({named})"),
+            "check AWS_SECRET_ACCESS_KEY",
         ),
-        ("ExpiredToken" | "InvalidToken" | "TokenRefreshRequired", _) => (
+        ("ExpiredToken" | "InvalidToken" | "TokenRefreshRequired", _) => told(
             StoreFault::Credentials,
-            format!(
-                "the session token has expired or is wrong ({named}): get a new one, and set AWS_SESSION_TOKEN"
-            ),
+            format!("the session token has expired or is wrong ({named})"),
+            "get a new one, and set AWS_SESSION_TOKEN",
         ),
-        ("RequestTimeTooSkewed", _) => (
+        ("RequestTimeTooSkewed", _) => told(
             StoreFault::Clock,
-            format!(
-                "the clock of this machine and that of the server differ too much ({named}): set the time on both, e.g. by NTP"
-            ),
+            format!("the clock of this machine and that of the server differ too much ({named})"),
+            "set the time on both, e.g. by NTP",
         ),
-        ("NoSuchBucket", _) => (
+        ("NoSuchBucket", _) => told(
             StoreFault::Bucket,
-            format!("the bucket does not exist ({named}): make it, or name another one"),
+            format!("the bucket does not exist ({named})"),
+            "make it, or name another one",
         ),
-        (
-            "AuthorizationHeaderMalformed"
-            | "PermanentRedirect"
-            | "IllegalLocationConstraintException",
-            _,
-        ) => (
+        ("AuthorizationHeaderMalformed" | "IllegalLocationConstraintException", _) => told(
             StoreFault::Region,
-            format!(
-                "the bucket is in another region ({named}; {message}): set AWS_REGION to its own"
-            ),
+            format!("the bucket is in another region ({with_message})"),
+            "set AWS_REGION to its own",
         ),
-        (_, 401 | 403) => (
+        (_, 401 | 403) => told(
             StoreFault::Permission,
-            format!(
-                "access is denied ({named}): check the credentials, and give them the right to read, write, list and delete in the bucket"
-            ),
+            format!("access is denied ({named})"),
+            "check the credentials, and give them the right to read, write, list and delete in the bucket",
         ),
-        ("SlowDown" | "ServiceUnavailable" | "InternalError", _) | (_, 429 | 500..=599) => (
+        ("SlowDown" | "ServiceUnavailable" | "InternalError", _) | (_, 429 | 500..=599) => told(
             StoreFault::Busy,
-            format!(
-                "the server is overloaded or ill ({}), also after several tries: try again later, or look at its log",
-                [named.as_str(), &message].join(" ").trim_end()
-            ),
+            format!("the server is overloaded or ill ({with_message}), also after several tries"),
+            "try again later, or look at its log",
         ),
-        (_, 400) if text.contains("HTTPS server") || text.contains("HTTPS port") => (
+        (_, 400) if text.contains("HTTPS server") || text.contains("HTTPS port") => told(
             StoreFault::Scheme,
-            "the server wants TLS: write `https://` in AWS_ENDPOINT_URL".to_owned(),
+            "the server wants TLS",
+            "write `https://` in AWS_ENDPOINT_URL",
         ),
-        (_, 404) => (StoreFault::Other, format!("it is not there ({named})")),
-        ("", _) => (
-            StoreFault::Other,
-            format!("the server answered {named}: {}", one_line(&body(text))),
-        ),
-        _ => (
-            StoreFault::Other,
-            format!("the server answered {named}: {message}"),
-        ),
-    };
-    told(fault, text)
+        (_, 404) => unknown(format!("it is not there ({named})")),
+        ("", _) => unknown(format!(
+            "the server answered {named}: {}",
+            one_line(body(text))
+        )),
+        _ => unknown(format!("the server answered {with_message}")),
+    }
 }
 
 /// There was no answer, or not the whole of it.
@@ -170,39 +178,40 @@ fn broken(http: &HttpError, text: &str) -> Explanation {
     if all.contains("InvalidContentType") {
         return told(
             StoreFault::Scheme,
-            format!("{at} does not speak TLS: write `http://` in AWS_ENDPOINT_URL"),
+            format!("{at} does not speak TLS"),
+            "write `http://` in AWS_ENDPOINT_URL",
         );
     }
     if all.contains("certificate") {
         return told(
             StoreFault::Scheme,
-            format!(
-                "the certificate of {at} is not trusted ({cause}): set AWS_CA_BUNDLE to the file of its authority"
-            ),
+            format!("the certificate of {at} is not trusted ({cause})"),
+            "set AWS_CA_BUNDLE to the file of its authority",
         );
     }
     if at.starts_with("http:") && all.contains("invalid HTTP version") {
         return told(
             StoreFault::Scheme,
-            format!("{at} does not speak plain HTTP: write `https://` in AWS_ENDPOINT_URL"),
+            format!("{at} does not speak plain HTTP"),
+            "write `https://` in AWS_ENDPOINT_URL",
         );
     }
+    let look = "look at its log and at the network";
     match http.kind() {
         HttpErrorKind::Connect => told(
             StoreFault::Unreachable,
-            format!("cannot connect to {at} ({cause}): check AWS_ENDPOINT_URL, and that it runs"),
+            format!("cannot connect to {at} ({cause})"),
+            "check AWS_ENDPOINT_URL, and that it runs",
         ),
         HttpErrorKind::Timeout => told(
             StoreFault::Broken,
-            format!(
-                "{at} is silent ({cause}), also after several tries: look at its log and at the network"
-            ),
+            format!("{at} is silent ({cause}), also after several tries"),
+            look,
         ),
         _ => told(
             StoreFault::Broken,
-            format!(
-                "the connection to {at} broke ({cause}), also after several tries: look at its log and at the network"
-            ),
+            format!("the connection to {at} broke ({cause}), also after several tries"),
+            look,
         ),
     }
 }
@@ -225,9 +234,9 @@ fn status(text: &str) -> Option<u16> {
 }
 
 /// What the server said beside the status.
-fn body(text: &str) -> String {
+fn body(text: &str) -> &str {
     let after = text.split_once("status code: ").map_or(text, |(_, a)| a);
-    after.split_once(": ").map_or(after, |(_, b)| b).to_owned()
+    after.split_once(": ").map_or(after, |(_, b)| b)
 }
 
 /// The content of the first XML element of that name.

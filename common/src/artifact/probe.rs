@@ -14,7 +14,7 @@ use object_store::{
 use url::Url;
 
 use super::{
-    ArtifactError, ArtifactStore, Patience, explain,
+    ArtifactError, ArtifactStore, Explanation, Patience, explain,
     patience::Traffic,
     s3::open_bucket,
     store::{PART_BYTES, prefix_of},
@@ -39,8 +39,8 @@ pub struct ProbeStep {
     pub what: &'static str,
     /// How long it took.
     pub took: Duration,
-    /// What was found, or in one line why it failed.
-    pub outcome: Result<String, String>,
+    /// What was found, or why it failed.
+    pub outcome: Result<String, Explanation>,
 }
 
 /// The same store, tried with little patience.
@@ -158,7 +158,7 @@ async fn step(
     tried: impl Future<Output = Outcome>,
 ) {
     let start = Instant::now();
-    let outcome = tried.await.map_err(|e| explain(&e).text);
+    let outcome = tried.await.map_err(|e| explain(&e));
     steps.push(ProbeStep {
         what,
         took: start.elapsed(),
