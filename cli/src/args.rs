@@ -116,6 +116,8 @@ pub enum Command {
         #[arg(long, value_enum, default_value_t = Template::Tabular)]
         template: Template,
     },
+    /// Look at what a cluster stands on (disk, object store, clocks, coordinators), and say what to fix.
+    Doctor(DoctorArguments),
     /// Measure this machine: dispatch, throughput, start-up, memory, artifacts.
     Bench(BenchArguments),
     /// Print the JSON Schema of the pipeline file.
@@ -354,6 +356,14 @@ pub struct WorkerArguments {
 pub enum ClusterCommand {
     /// Show leader, workers and queue.
     Status,
+}
+
+/// What to look at, beside the coordinators of `--server` and the disk of `--state-dir`.
+#[derive(Debug, Args)]
+pub struct DoctorArguments {
+    /// The object store, as the coordinators are given it.
+    #[arg(long, env = "EMBERLINE_ARTIFACTS", value_name = "URL")]
+    pub artifacts: Option<String>,
 }
 
 /// A starter pipeline.

@@ -5,6 +5,7 @@ mod bench;
 mod cluster;
 mod coordinator;
 mod dev;
+mod doctor;
 mod init;
 mod models;
 mod run;
@@ -44,6 +45,7 @@ pub async fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
             directory,
             template,
         } => init::init(&directory, template, quiet),
+        Command::Doctor(what) => doctor::doctor(&cluster, &what, format).await,
         Command::Bench(what) => bench::bench(&cluster, &what, quiet, format).await,
         Command::Schema => output::json(&emberline_common::spec::schema::json_schema()),
         Command::Reference => Ok(output::line(
