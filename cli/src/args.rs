@@ -120,6 +120,8 @@ pub enum Command {
     Doctor(DoctorArguments),
     /// Measure this machine: dispatch, throughput, start-up, memory, artifacts.
     Bench(BenchArguments),
+    /// Start a cluster on this machine, kill and pause its parts at random under load, and judge what became of the runs. Needs `etcd`.
+    Chaos(ChaosArguments),
     /// Print the JSON Schema of the pipeline file.
     Schema,
     /// Print the pipeline reference as Markdown.
@@ -260,6 +262,29 @@ pub enum ModelsCommand {
     },
 }
 
+/// What to do to a cluster.
+#[derive(Debug, Args)]
+pub struct ChaosArguments {
+    /// The plan of the faults; by default a new one, which is printed.
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// How long faults are made.
+    #[arg(long, default_value = "60s")]
+    pub duration: DurationText,
+    /// Members of etcd.
+    #[arg(long, default_value_t = 3)]
+    pub etcd: usize,
+    /// Coordinators.
+    #[arg(long, default_value_t = 3)]
+    pub coordinators: usize,
+    /// Workers.
+    #[arg(long, default_value_t = 3)]
+    pub workers: usize,
+    /// Clients that submit one run after the other.
+    #[arg(long, default_value_t = 8)]
+    pub clients: usize,
+}
+
 /// How to be a coordinator.
 #[derive(Debug, Args)]
 pub struct CoordinatorArguments {
@@ -378,7 +403,7 @@ pub enum Template {
 /// What to measure.
 #[derive(Debug, Args)]
 pub struct BenchArguments {
-    /// What to measure; everything if not given.
+    /// What to measure; everything that needs no etcd if not given.
     #[arg(value_enum)]
     pub what: Vec<BenchKind>,
     /// Rounds of each; the median is printed.
@@ -409,4 +434,8 @@ pub enum BenchKind {
     Artifacts,
     /// What a pipeline takes beyond its stages' own time.
     Overhead,
+    /// The chain and the throughput on one member of etcd, beside etcd alone.
+    Etcd,
+    /// The same on three members of etcd.
+    Etcd3,
 }

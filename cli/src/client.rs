@@ -33,11 +33,7 @@ impl Cluster {
     /// Connects; starts an embedded cluster with that many workers where none is to be found.
     pub async fn connect(arguments: &ClusterArguments, workers: u32) -> anyhow::Result<Self> {
         if let Some(server) = &arguments.server {
-            let channel = open(server, Patience::Failover).await?;
-            return Ok(Self {
-                channel,
-                embedded: None,
-            });
+            return Self::to(server).await;
         }
         if let Some(channel) = other_process(arguments).await {
             return Ok(Self {
@@ -80,6 +76,15 @@ impl Cluster {
                 Err(Exit::cluster(why).into())
             }
         }
+    }
+
+    /// Connects to a cluster of other processes.
+    pub async fn to(server: &str) -> anyhow::Result<Self> {
+        let channel = open(server, Patience::Failover).await?;
+        Ok(Self {
+            channel,
+            embedded: None,
+        })
     }
 
     /// Connects to a cluster of our own.

@@ -8,6 +8,7 @@ mod embedded;
 mod exit;
 mod fetch;
 mod leader_channel;
+mod local_cluster;
 mod output;
 mod progress;
 

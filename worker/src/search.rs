@@ -1,9 +1,11 @@
 //! Looking for the leader: where to knock next, and how long to wait before.
 //!
-//! Every coordinator can say who leads, so one answer is enough; but it may be out of date for as long
-//! as an election takes. So what a follower names is tried at once, but never more than a few hops in
-//! a row, and where nobody is found the pauses grow, less so right after a session has broken: then a
-//! new leader is only a moment away.
+//! All coordinators are asked at the same time whether they lead, since one that does not answer (a
+//! machine that vanished, a process that is paused) must not keep a worker from the one that does.
+//! Every follower can say who leads, so a worker that knows one of them finds the others; but what it
+//! says may be out of date for as long as an election takes. So what a follower names is tried at
+//! once, but never more than a few hops in a row, and where nobody is found the pauses grow, less so
+//! right after a session has broken: then a new leader is only a moment away.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -11,6 +13,19 @@ use std::{
 };
 
 use emberline_common::{ids::Epoch, redirect::Redirect};
+use emberline_proto::v1::worker_service_server::SERVICE_NAME;
+use futures::stream::{FuturesUnordered, StreamExt as _};
+use tokio::time::timeout;
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+
+use crate::session::endpoint;
+
+/// How long a coordinator may take to say whether it leads.
+const ASK_WITHIN: Duration = Duration::from_millis(500);
+/// Coordinators that are remembered beside those that the worker was told of.
+const LEARNED: usize = 16;
 
 /// Hints that are followed in a row without a pause.
 const HOPS: u32 = 2;
@@ -34,6 +49,8 @@ pub struct LeaderSeen {
 /// See the module.
 pub(crate) struct Search {
     known: Vec<String>,
+    /// Of those, the ones that a follower has named.
+    learned: usize,
     next: usize,
     hint: Option<String>,
     last: String,
@@ -49,6 +66,7 @@ impl Search {
     pub fn new(known: Vec<String>) -> Self {
         Self {
             known,
+            learned: 0,
             next: 0,
             hint: None,
             last: String::new(),
@@ -60,15 +78,50 @@ impl Search {
         }
     }
 
-    /// Where to knock.
-    pub fn next(&mut self) -> String {
-        let address = self.hint.take().unwrap_or_else(|| {
-            let address = self.known[self.next % self.known.len()].clone();
-            self.next += 1;
-            address
-        });
+    /// Where to knock: at the one that was named, at the one that says that it leads, or at any that
+    /// answers, to learn why nobody does.
+    ///
+    /// # Errors
+    /// Nobody answers.
+    pub async fn next(&mut self) -> Result<String, String> {
+        let address = match self.take_hint() {
+            // It may be the leader that has just died, or is paused: then it says nothing.
+            Some(hint) => match leads(&hint).await {
+                Ok(_) => hint,
+                Err(why) => return Err(format!("{hint}, which is said to lead: {why}")),
+            },
+            None => self.ask_all().await?,
+        };
         self.last.clone_from(&address);
-        address
+        Ok(address)
+    }
+
+    fn take_hint(&mut self) -> Option<String> {
+        let hint = self.hint.take()?;
+        self.last.clone_from(&hint);
+        Some(hint)
+    }
+
+    async fn ask_all(&mut self) -> Result<String, String> {
+        // In turn, so that each follower is asked once in a while.
+        self.next += 1;
+        let begin = self.next % self.known.len();
+        let (after, before) = self.known.split_at(begin);
+        let mut asked: FuturesUnordered<_> = before
+            .iter()
+            .chain(after)
+            .map(|address| async move { (address, leads(address).await) })
+            .collect();
+        let mut follower = None;
+        let mut silent = String::new();
+        while let Some((address, said)) = asked.next().await {
+            match said {
+                Ok(true) => return Ok(address.clone()),
+                Ok(false) => follower = follower.or(Some(address)),
+                Err(why) => silent = format!("{address}: {why}"),
+            }
+        }
+        follower.cloned().ok_or(silent)
     }
 
     /// A leader has answered.
@@ -101,6 +154,10 @@ impl Search {
             && self.hops < HOPS
         {
             self.hops += 1;
+            if !self.known.contains(&leader) && self.learned < LEARNED {
+                self.learned += 1;
+                self.known.push(leader.clone());
+            }
             self.hint = Some(leader);
             return Duration::ZERO;
         }
@@ -124,6 +181,23 @@ impl Search {
             self.said = Some((why.to_owned(), Instant::now()));
         }
     }
+}
+
+/// Whether the coordinator there leads.
+async fn leads(address: &str) -> Result<bool, String> {
+    let asked = async {
+        let channel = endpoint(address)?.connect().await;
+        let channel = channel.map_err(|e| crate::session::chain(&e))?;
+        let request = HealthCheckRequest {
+            service: SERVICE_NAME.to_owned(),
+        };
+        let answer = HealthClient::new(channel).check(request).await;
+        let answer = answer.map_err(|status| status.message().to_owned())?;
+        Ok(answer.into_inner().status() == ServingStatus::Serving)
+    };
+    timeout(ASK_WITHIN, asked)
+        .await
+        .unwrap_or_else(|_| Err(format!("no answer within {ASK_WITHIN:?}")))
 }
 
 /// Between half of it and all of it.
@@ -150,22 +224,11 @@ mod tests {
     }
 
     #[test]
-    fn all_coordinators_are_tried_in_turn() {
-        let mut search = search();
-        let mut tried = Vec::new();
-        for _ in 0..3 {
-            tried.push(search.next());
-            assert!(search.failed(None) > Duration::ZERO);
-        }
-        assert_eq!(tried, ["a:1", "b:1", "a:1"]);
-    }
-
-    #[test]
     fn a_hint_is_followed_at_once_wherever_it_points() {
         let mut search = search();
-        assert_eq!(search.next(), "a:1");
         assert_eq!(search.failed(hint("c:1")), Duration::ZERO);
-        assert_eq!(search.next(), "c:1");
+        assert_eq!(search.take_hint().as_deref(), Some("c:1"));
+        assert_eq!(search.known, ["a:1", "b:1", "c:1"], "and remembered");
     }
 
     #[test]
@@ -173,20 +236,34 @@ mod tests {
         let mut search = search();
         let mut waited = 0;
         for round in 0..30 {
-            let at = search.next();
-            let other = if at == "a:1" { "b:1" } else { "a:1" };
+            let other = if round % 2 == 0 { "a:1" } else { "b:1" };
             if search.failed(hint(other)) > Duration::ZERO {
                 waited += 1;
+            } else {
+                search.take_hint().unwrap();
             }
-            assert!(waited * 3 >= round - 2, "a pause at every third try");
         }
+        assert!(waited >= 10, "a pause at every third try, not {waited}");
     }
 
     #[test]
     fn a_hint_at_itself_is_none() {
         let mut search = search();
-        let at = search.next();
-        assert!(search.failed(hint(&at)) > Duration::ZERO);
+        search.failed(hint("c:1"));
+        search.take_hint().unwrap();
+        assert!(search.failed(hint("c:1")) > Duration::ZERO);
+    }
+
+    #[tokio::test]
+    async fn a_coordinator_that_does_not_answer_keeps_nobody_waiting() {
+        // Its system takes connections, but nobody speaks: so is a process that is paused.
+        let paused = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = paused.local_addr().unwrap().to_string();
+        let mut search = Search::new(vec![address.clone()]);
+        let begun = Instant::now();
+        let why = search.next().await.unwrap_err();
+        assert!(why.contains(&address), "{why}");
+        assert!(begun.elapsed() < ASK_WITHIN * 3, "{:?}", begun.elapsed());
     }
 
     #[test]
@@ -204,7 +281,6 @@ mod tests {
         let mut search = search();
         search.had_one();
         for _ in 0..20 {
-            search.next();
             assert!(search.failed(None) <= SOON_BACKOFF);
         }
     }

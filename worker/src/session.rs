@@ -62,25 +62,37 @@ impl Session {
         let mut search = Search::new(self.leaders.clone());
         let mut alone_since = Instant::now();
         loop {
-            let address = search.next();
-            let ended = tokio::select! {
-                ended = self.one(&address, &mut search, &mut artifacts) => ended,
+            let next = tokio::select! {
+                next = search.next() => next,
                 () = self.cancel.cancelled() => return,
             };
-            // Whoever waits for the connection need not watch the stream to see that it broke.
-            if self.connected.send_replace(None).is_some() {
-                alone_since = Instant::now();
-                search.had_one();
-                tracing::warn!(leader = %address, why = %ended.why, "the session broke");
-            } else if ended.redirect.as_ref().is_none_or(|r| r.leader.is_none()) {
-                search.say(&address, &ended.why);
-            }
+            let redirect = match next {
+                Ok(address) => {
+                    let ended = tokio::select! {
+                        ended = self.one(&address, &mut search, &mut artifacts) => ended,
+                        () = self.cancel.cancelled() => return,
+                    };
+                    // Whoever waits for the connection need not watch the stream to see that it broke.
+                    if self.connected.send_replace(None).is_some() {
+                        alone_since = Instant::now();
+                        search.had_one();
+                        tracing::warn!(leader = %address, why = %ended.why, "the session broke");
+                    } else if ended.redirect.as_ref().is_none_or(|r| r.leader.is_none()) {
+                        search.say(&address, &ended.why);
+                    }
+                    ended.redirect
+                }
+                Err(why) => {
+                    search.say("any", &why);
+                    None
+                }
+            };
             if alone_since.elapsed() > self.config.orphan_grace && !self.runner.board.is_idle() {
                 tracing::warn!("no leader for too long: attempts are stopped and discarded");
                 self.runner.board.stop_all(StopReason::Cancelled);
                 self.runner.board.discard();
             }
-            let wait = search.failed(ended.redirect);
+            let wait = search.failed(redirect);
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = self.cancel.cancelled() => return,
@@ -357,7 +369,7 @@ impl From<tonic::Status> for Ended {
     }
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut out = error.to_string();
     let mut next = error.source();
     while let Some(error) = next {

@@ -2,6 +2,7 @@
 
 mod artifacts;
 mod bench;
+mod chaos;
 mod cluster;
 mod coordinator;
 mod dev;
@@ -47,6 +48,7 @@ pub async fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
         } => init::init(&directory, template, quiet),
         Command::Doctor(what) => doctor::doctor(&cluster, &what, format).await,
         Command::Bench(what) => bench::bench(&cluster, &what, quiet, format).await,
+        Command::Chaos(how) => chaos::chaos(&cluster, &how, quiet, format).await,
         Command::Schema => output::json(&emberline_common::spec::schema::json_schema()),
         Command::Reference => Ok(output::line(
             emberline_common::spec::reference::reference_markdown().trim_end(),
@@ -57,4 +59,20 @@ pub async fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
             Ok(output::line(String::from_utf8_lossy(&script).trim_end())?)
         }
     }
+}
+
+/// The p-quantile of sorted values, by nearest rank.
+#[allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a rank among a few thousand values"
+)]
+fn quantile(sorted: &[f64], p: f64) -> f64 {
+    let rank = (p * sorted.len() as f64).ceil() as usize;
+    sorted
+        .get(rank.max(1) - 1)
+        .or(sorted.last())
+        .copied()
+        .unwrap_or(f64::NAN)
 }

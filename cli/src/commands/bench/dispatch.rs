@@ -24,33 +24,15 @@ use crate::{
 /// What each worker may keep of artifacts.
 const CACHE_SIZE: ByteSize = ByteSize(10 << 30);
 /// Stages of the chain.
-const HOPS: usize = 1000;
+pub(super) const HOPS: usize = 1000;
 /// Independent tasks.
-const TASKS: u32 = 10_000;
+pub(super) const TASKS: u32 = 10_000;
 
 /// 1,000 tasks that do nothing, each waiting for the one before. A hop is the time from the end of
 /// one to the end of the next: decided, durable, told, run, reported, decided, durable.
 pub(super) async fn chain(directory: &Path, workers: u32) -> anyhow::Result<Vec<Figure>> {
-    let mut yaml = String::from("pipeline: chain\nstages:\n");
-    for hop in 0..HOPS {
-        let needs = match hop {
-            0 => String::new(),
-            _ => format!(", needs: [t{}]", hop - 1),
-        };
-        writeln!(yaml, "  t{hop}: {{ kind: noop{needs} }}")?;
-    }
-    let (run, seconds) = run_once(directory, workers, yaml).await?;
-    let mut ends: Vec<_> = run
-        .tasks
-        .iter()
-        .filter_map(|task| task.finished_at)
-        .collect();
-    ends.sort_by_key(|at| (at.seconds, at.nanos));
-    let mut hops: Vec<f64> = ends
-        .windows(2)
-        .map(|pair| between(&pair[0], &pair[1]).as_secs_f64() * 1e3)
-        .collect();
-    hops.sort_by(f64::total_cmp);
+    let (run, seconds) = run_once(directory, workers, &chain_of(HOPS)?).await?;
+    let hops = hops(&run);
     #[allow(clippy::cast_precision_loss, reason = "1,000")]
     let mean = seconds * 1e3 / HOPS as f64;
     Ok(vec![
@@ -60,10 +42,40 @@ pub(super) async fn chain(directory: &Path, workers: u32) -> anyhow::Result<Vec<
     ])
 }
 
+/// The pipeline of a chain.
+pub(super) fn chain_of(hops: usize) -> Result<String, std::fmt::Error> {
+    let mut yaml = String::from("pipeline: chain\nstages:\n");
+    for hop in 0..hops {
+        let needs = match hop {
+            0 => String::new(),
+            _ => format!(", needs: [t{}]", hop - 1),
+        };
+        writeln!(yaml, "  t{hop}: {{ kind: noop{needs} }}")?;
+    }
+    Ok(yaml)
+}
+
+/// The hops of a chain in milliseconds, sorted.
+pub(super) fn hops(run: &GetRunResponse) -> Vec<f64> {
+    let ends = run.tasks.iter().filter_map(|task| task.finished_at);
+    let mut ends: Vec<_> = ends.collect();
+    ends.sort_by_key(|at| (at.seconds, at.nanos));
+    let mut hops: Vec<f64> = ends
+        .windows(2)
+        .map(|pair| between(&pair[0], &pair[1]).as_secs_f64() * 1e3)
+        .collect();
+    hops.sort_by(f64::total_cmp);
+    hops
+}
+
+/// The pipeline of 10,000 tasks that wait for nothing.
+pub(super) fn throughput_of() -> String {
+    format!("pipeline: throughput\nstages:\n{}", many(""))
+}
+
 /// 10,000 tasks that wait for nothing.
 pub(super) async fn throughput(directory: &Path, workers: u32) -> anyhow::Result<Vec<Figure>> {
-    let yaml = format!("pipeline: throughput\nstages:\n{}", many(""));
-    let (_, seconds) = run_once(directory, workers, yaml).await?;
+    let (_, seconds) = run_once(directory, workers, &throughput_of()).await?;
     Ok(vec![Figure::new(
         "10,000 tasks, seen by the client",
         "tasks/s",
@@ -77,7 +89,7 @@ pub(super) async fn fan(directory: &Path, workers: u32) -> anyhow::Result<Vec<Fi
         "pipeline: fan\nstages:\n  first: {{ kind: noop }}\n{}  last: {{ kind: noop, needs: [many] }}\n",
         many("    needs: [first]\n")
     );
-    let (_, seconds) = run_once(directory, workers, yaml).await?;
+    let (_, seconds) = run_once(directory, workers, &yaml).await?;
     Ok(vec![Figure::new(
         "1, 10,000, 1 tasks, seen by the client",
         "tasks/s",
@@ -152,20 +164,29 @@ async fn start(directory: &Path, workers: u32) -> anyhow::Result<Cluster> {
 async fn run_once(
     directory: &Path,
     workers: u32,
-    yaml: String,
+    yaml: &str,
 ) -> anyhow::Result<(GetRunResponse, f64)> {
     let cluster = start(directory, workers).await?;
+    let measured = run(&cluster, directory, yaml).await;
+    cluster.close().await?;
+    measured
+}
+
+/// Runs a pipeline on a cluster that is there; how it ended and after how many seconds.
+pub(super) async fn run(
+    cluster: &Cluster,
+    directory: &Path,
+    yaml: &str,
+) -> anyhow::Result<(GetRunResponse, f64)> {
     let request = SubmitRunRequest {
-        pipeline_yaml: yaml,
+        pipeline_yaml: yaml.to_owned(),
         file_name: "bench.yaml".to_owned(),
         base_dir: directory.display().to_string(),
-        request_id: "bench".to_owned(),
+        request_id: submission::request_id(),
         trigger: "manual".to_owned(),
         ..Default::default()
     };
-    let measured = submit(&cluster, request).await;
-    cluster.close().await?;
-    measured
+    submit(cluster, request).await
 }
 
 /// From the submit to the news of the end, in seconds.

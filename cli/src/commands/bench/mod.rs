@@ -8,11 +8,13 @@
 mod artifacts;
 mod cluster;
 mod dispatch;
+mod etcd;
 
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
+use super::quantile;
 use crate::{
     args::{BenchArguments, BenchKind, ClusterArguments, Format},
     exit::Exit,
@@ -57,6 +59,7 @@ impl Row {
     }
 }
 
+/// What is measured if nothing is named; the others need etcd.
 const ALL: [BenchKind; 7] = [
     BenchKind::Startup,
     BenchKind::Memory,
@@ -133,6 +136,8 @@ async fn measure(
         BenchKind::Overhead => {
             dispatch::overhead(directory, workers, arguments.pipeline.as_deref()).await
         }
+        BenchKind::Etcd => etcd::etcd(directory, workers, 1).await,
+        BenchKind::Etcd3 => etcd::etcd(directory, workers, 3).await,
     }
 }
 
@@ -145,6 +150,8 @@ const fn name(kind: BenchKind) -> &'static str {
         BenchKind::Fan => "fan",
         BenchKind::Artifacts => "artifacts",
         BenchKind::Overhead => "overhead",
+        BenchKind::Etcd => "etcd",
+        BenchKind::Etcd3 => "etcd3",
     }
 }
 
@@ -194,22 +201,6 @@ fn number(value: f64) -> String {
         v if v >= 10.0 => format!("{value:.2}"),
         _ => format!("{value:.3}"),
     }
-}
-
-/// The p-quantile of sorted values, by nearest rank.
-#[allow(
-    clippy::cast_precision_loss,
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "a rank among a few thousand values"
-)]
-fn quantile(sorted: &[f64], p: f64) -> f64 {
-    let rank = (p * sorted.len() as f64).ceil() as usize;
-    sorted
-        .get(rank.max(1) - 1)
-        .or(sorted.last())
-        .copied()
-        .unwrap_or(f64::NAN)
 }
 
 /// A directory on the disk that the state would be on, removed in the end.

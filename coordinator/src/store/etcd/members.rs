@@ -178,7 +178,9 @@ impl Members {
         F: Future<Output = Result<T, Error>>,
     {
         let mut backoff = FIRST_BACKOFF;
+        let mut tries = 0;
         loop {
+            tries += 1;
             let at = self.current.load(Ordering::Relaxed);
             let tried = timeout(TRY_WITHIN, async {
                 let client = self.client(at).await?;
@@ -204,6 +206,13 @@ impl Members {
                     }
                     backoff = AFTER_REFUSAL;
                     why
+                }
+                // One member that is down is no trouble: that is what the others are for.
+                Failure::Trouble(kind) if tries < self.members.len() => {
+                    let why = format!("etcd's member {} does not serve: {kind:?}", self.url(at));
+                    tracing::debug!("{why}");
+                    self.leave(at);
+                    continue;
                 }
                 Failure::Trouble(kind) => self.note(kind),
                 Failure::Busy => "etcd has too many requests".to_owned(),
@@ -278,6 +287,10 @@ impl Members {
         });
         let now = self.trouble.borrow();
         now.as_ref().map(ToString::to_string).unwrap_or_default()
+    }
+
+    fn url(&self, at: usize) -> &str {
+        &self.members[at % self.members.len()].url
     }
 
     async fn client(&self, at: usize) -> Result<Client, Error> {

@@ -12,6 +12,7 @@
 //! [`commit`], the term in [`lease`], the connections in [`members`].
 
 mod commit;
+mod history;
 mod lease;
 mod load;
 mod members;
@@ -30,6 +31,7 @@ use futures::future::BoxFuture;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+pub use self::history::Change;
 use self::{
     lease::Term,
     members::{CallError, Members, Patience},
