@@ -161,7 +161,7 @@ impl EmbeddedCluster {
         Ok(WorkerConfig {
             name: WorkerName::new(format!("worker-{number}"))?,
             leaders: vec![address.to_string()],
-            resources: share(emberline_worker::machine::resources(), of),
+            resources: share(emberline_worker::machine::resources(), number, of),
             labels: BTreeMap::new(),
             state_dir: self.state_dir.join("workers").join(number.to_string()),
             ..WorkerConfig::default()
@@ -217,12 +217,34 @@ pub fn all_stages() -> Vec<Arc<dyn Stage>> {
     stages
 }
 
-/// The part of the machine that one of `of` workers has; never less than one core.
-fn share(total: Resources, of: u32) -> Resources {
+/// The part of the machine that the worker with this number (from 1) of `of` has; never less than
+/// one core. A GPU is one worker's.
+fn share(total: Resources, number: u32, of: u32) -> Resources {
     let of = of.max(1);
     Resources {
         cpu_millis: (total.cpu_millis / of).max(1000),
         memory_bytes: total.memory_bytes / u64::from(of),
-        gpus: total.gpus,
+        gpus: total.gpus / of + u32::from(number <= total.gpus % of),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_gpu_is_one_workers() {
+        let total = |gpus| Resources {
+            cpu_millis: 4000,
+            memory_bytes: 1 << 30,
+            gpus,
+        };
+        let shared = |gpus, of| -> Vec<u32> {
+            let shares = (1..=of).map(|number| share(total(gpus), number, of).gpus);
+            shares.collect()
+        };
+        assert_eq!(shared(0, 2), [0, 0]);
+        assert_eq!(shared(1, 2), [1, 0]);
+        assert_eq!(shared(8, 3), [3, 3, 2]);
     }
 }

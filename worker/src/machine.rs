@@ -1,10 +1,17 @@
-//! What this machine (or the container that it is) has: CPUs and memory within the cgroup's limits.
+//! What this machine (or the container that it is) has: CPUs and memory within the cgroup's limits,
+//! and GPUs by their device files. Nothing is started or asked to find them.
 
 use std::{fs, path::Path};
 
 use emberline_common::resources::Resources;
 
-/// CPUs and memory that this process may use. GPUs are not looked for here.
+/// CPUs, memory and GPUs that this process may use.
+///
+/// GPUs are NVIDIA's devices (`/dev/nvidia0`, `/dev/nvidia1`, …), of these at most as many as
+/// `CUDA_VISIBLE_DEVICES` leaves visible; where there is none, render nodes
+/// (`/dev/dri/renderD128`, …), which every vendor's driver makes. NVIDIA's driver makes both, hence
+/// never the sum. A container sees those that were given to it. An integrated GPU counts like any
+/// other: a worker that should not offer it says so by `--gpus 0`.
 #[must_use]
 pub fn resources() -> Resources {
     // The standard library knows affinity and the CPU quotas of both cgroup versions.
@@ -12,8 +19,39 @@ pub fn resources() -> Resources {
     Resources {
         cpu_millis: u32::try_from(cpus.saturating_mul(1000)).unwrap_or(u32::MAX),
         memory_bytes: memory_bytes(Path::new("/")),
-        gpus: 0,
+        gpus: gpus(
+            Path::new("/"),
+            std::env::var("CUDA_VISIBLE_DEVICES").ok().as_deref(),
+        ),
     }
+}
+
+/// See [`resources`]. `visible` is the value of `CUDA_VISIBLE_DEVICES`.
+fn gpus(root: &Path, visible: Option<&str>) -> u32 {
+    let nvidia = devices(&root.join("dev"), "nvidia");
+    if nvidia == 0 {
+        return devices(&root.join("dev/dri"), "renderD");
+    }
+    let Some(visible) = visible else {
+        return nvidia;
+    };
+    // As the driver reads it: the list ends at the first entry that is none.
+    let entries = visible.split(',').map(str::trim);
+    let named = entries.take_while(|entry| !entry.is_empty() && !entry.starts_with('-'));
+    nvidia.min(u32::try_from(named.count()).unwrap_or(u32::MAX))
+}
+
+/// Entries of a directory that are named like this and a number.
+fn devices(dir: &Path, name: &str) -> u32 {
+    let Ok(entries) = fs::read_dir(dir) else {
+        return 0;
+    };
+    let numbered = entries.filter_map(Result::ok).filter(|entry| {
+        let file = entry.file_name();
+        let number = file.to_str().and_then(|file| file.strip_prefix(name));
+        number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+    });
+    u32::try_from(numbered.count()).unwrap_or(u32::MAX)
 }
 
 /// The machine's memory, or the tightest limit of the cgroups that the process is in.
@@ -112,6 +150,38 @@ mod tests {
             ("sys/fs/cgroup/memory/x/memory.limit_in_bytes", "4096\n"),
         ]);
         assert_eq!(memory_bytes(root.path()), 4096);
+    }
+
+    #[test]
+    fn gpus_are_found_by_their_device_files() {
+        let nvidia = machine(&[
+            ("dev/nvidia0", ""),
+            ("dev/nvidia1", ""),
+            ("dev/nvidiactl", ""),
+            ("dev/nvidia-uvm", ""),
+            ("dev/dri/renderD128", ""),
+            ("dev/dri/renderD129", ""),
+            ("dev/dri/card0", ""),
+        ]);
+        assert_eq!(gpus(nvidia.path(), None), 2, "each counts once");
+        let other = machine(&[("dev/dri/renderD128", ""), ("dev/dri/card0", "")]);
+        assert_eq!(gpus(other.path(), None), 1);
+        assert_eq!(gpus(machine(&[]).path(), None), 0);
+    }
+
+    #[test]
+    fn gpus_that_are_hidden_are_not_offered() {
+        let root = machine(&[("dev/nvidia0", ""), ("dev/nvidia1", "")]);
+        for (visible, left) in [
+            ("", 0),
+            ("-1", 0),
+            ("1", 1),
+            ("0, 1", 2),
+            ("0,1,2,3", 2),
+            ("GPU-8932f937,-1,1", 1),
+        ] {
+            assert_eq!(gpus(root.path(), Some(visible)), left, "{visible:?}");
+        }
     }
 
     #[test]
