@@ -17,7 +17,7 @@ use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
 use crate::{
-    artifact::ArtifactStore,
+    artifact::{ArtifactStore, explain},
     ids::{AttemptId, Digest},
     time::Timestamp,
 };
@@ -236,7 +236,10 @@ pub enum AttemptLogError {
         message: String,
     },
     /// The object store refused.
-    #[error("cannot read chunk {sequence} of the {what} of {id}: {source}")]
+    #[error(
+        "cannot read chunk {sequence} of the {what} of {id}: {}",
+        explain(source)
+    )]
     Store {
         /// `logs` or `metrics`.
         what: &'static str,

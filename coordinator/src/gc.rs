@@ -13,7 +13,7 @@ use std::{
 };
 
 use emberline_common::{
-    artifact::{ArtifactError, ArtifactStore},
+    artifact::{ArtifactError, ArtifactStore, explain},
     ids::{Digest, RunId},
     run_view::RunView,
     time::Timestamp,
@@ -95,7 +95,7 @@ pub enum CollectError {
     #[error(transparent)]
     Artifact(#[from] ArtifactError),
     /// The object store refused.
-    #[error("cannot {what} in the object store: {source}")]
+    #[error("cannot {what} in the object store: {}", explain(source))]
     Store {
         /// What.
         what: &'static str,

@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 use emberline_common::{
-    artifact::ArtifactStore,
+    artifact::{ArtifactStore, explain},
     ids::{AttemptId, Digest},
 };
 use object_store::{ObjectStoreExt, PutPayload, path::Path};
@@ -39,7 +39,9 @@ impl CheckpointStore for ObjectCheckpoints {
         self.runtime
             .block_on(store.put(&self.key(), payload))
             .map(|_| ())
-            .map_err(|e| StageError::storage(format!("cannot save the checkpoint: {e}")))
+            .map_err(|e| {
+                StageError::storage(format!("cannot save the checkpoint: {}", explain(&e)))
+            })
     }
 
     fn load(&self) -> Result<Option<Vec<u8>>, StageError> {
@@ -53,7 +55,8 @@ impl CheckpointStore for ObjectCheckpoints {
             Err(object_store::Error::NotFound { .. }) => return Ok(None),
             Err(e) => {
                 return Err(StageError::storage(format!(
-                    "cannot read the checkpoint: {e}"
+                    "cannot read the checkpoint: {}",
+                    explain(&e)
                 )));
             }
         };

@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use emberline_common::{
-    artifact::ArtifactStore,
+    artifact::{ArtifactStore, explain},
     attempt_log::{ChunkEncoder, LogEntry, LogRecord, LogStream, MetricRecord, chunk_key},
     ids::AttemptId,
     time::Timestamp,
@@ -319,6 +319,7 @@ async fn put(
         let Err(error) = store.logs().put(&key, payload).await else {
             return true;
         };
+        let error = explain(&error);
         tracing::warn!(attempt = %id, %key, %error, left, "a chunk of the log could not be stored");
         if left > 0 {
             tokio::time::sleep(wait).await;

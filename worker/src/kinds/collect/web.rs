@@ -6,7 +6,11 @@ use std::{
     time::Duration,
 };
 
-use emberline_common::{artifact::open_s3, spec::kinds::collect::Source, tls};
+use emberline_common::{
+    artifact::{StoreFault, explain, open_s3},
+    spec::kinds::collect::Source,
+    tls,
+};
 use futures::{StreamExt, TryStreamExt};
 use object_store::{ObjectStoreExt, path::Path};
 use reqwest::{
@@ -229,14 +233,22 @@ pub(super) async fn s3(
 ) -> Result<(), StageError> {
     let named = shown(&source.url);
     let failed = |e: object_store::Error| match e {
-        object_store::Error::NotFound { .. } => {
+        object_store::Error::NotFound { .. } if explain(&e).fault != StoreFault::Bucket => {
             StageError::user(format!("there is no object `{named}`"))
         }
-        object_store::Error::PermissionDenied { .. }
-        | object_store::Error::Unauthenticated { .. } => StageError::user(format!(
-            "`{named}` may not be read with the credentials of this worker"
-        )),
-        e => StageError::storage(format!("cannot read `{named}`: {e}")),
+        e if matches!(
+            explain(&e).fault,
+            StoreFault::Permission | StoreFault::Credentials
+        ) =>
+        {
+            StageError::user(format!(
+                "`{named}` may not be read with the credentials of this worker"
+            ))
+        }
+        e if explain(&e).fault.is_passing() => {
+            StageError::storage(format!("cannot read `{named}`: {}", explain(&e)))
+        }
+        e => StageError::user(format!("cannot read `{named}`: {}", explain(&e))),
     };
     let store = open_s3(&source.url).map_err(failed)?;
     let key = percent_decoded(url.path().trim_start_matches('/'));
