@@ -12,7 +12,7 @@ use tracing_subscriber::EnvFilter;
 pub fn init_tracing(verbose: u8) {
     let default = match verbose {
         0 => "warn",
-        1 => "info,emberline=info",
+        1 => "info,emberline=info,object_store=warn",
         _ => "info,emberline_coordinator=debug,emberline_worker=debug",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));

@@ -6,7 +6,7 @@ use std::{
     fmt,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicI64, Ordering},
     },
     task::{Context, Poll},
@@ -31,6 +31,8 @@ use tokio::{
 const LONGEST_QUIET: Duration = Duration::from_secs(15);
 /// What is sent may take this much longer, for each MiB of it.
 const FOR_EACH_MIB: Duration = Duration::from_secs(4);
+/// How often trouble is logged while it lasts.
+const TELL_EVERY: Duration = Duration::from_secs(10);
 /// No difference between the clocks is known yet.
 const UNKNOWN: i64 = i64::MIN;
 
@@ -43,7 +45,7 @@ pub struct Patience {
     pub silence: Duration,
     /// For the answer, when something is written; and 4 s more for each MiB of it.
     pub answer: Duration,
-    /// Retries of one request after a 500, 503 or 429 or a broken connection, with jitter between.
+    /// The most retries of one request after a 500, 503 or 429 or a broken connection.
     pub retries: usize,
     /// After this time since the first try, no further one is made.
     pub budget: Duration,
@@ -58,7 +60,8 @@ impl Default for Patience {
             connect: Duration::from_secs(5),
             silence: Duration::from_secs(20),
             answer: Duration::from_secs(60),
-            retries: 10,
+            // The time is what counts: a refused connection is told in no time.
+            retries: 1000,
             budget: Duration::from_secs(120),
             part: Duration::from_secs(300),
         }
@@ -87,6 +90,8 @@ pub(super) struct Traffic {
     quiet: watch::Sender<Instant>,
     /// How many seconds the server's clock is ahead of this machine's.
     ahead: AtomicI64,
+    /// When trouble was logged last.
+    told: Mutex<Option<Instant>>,
 }
 
 impl Default for Traffic {
@@ -94,6 +99,7 @@ impl Default for Traffic {
         Self {
             quiet: watch::Sender::new(Instant::now()),
             ahead: AtomicI64::new(UNKNOWN),
+            told: Mutex::new(None),
         }
     }
 }
@@ -103,6 +109,17 @@ impl Traffic {
     pub(super) fn server_ahead_seconds(&self) -> Option<i64> {
         let ahead = self.ahead.load(Ordering::Relaxed);
         (ahead != UNKNOWN).then_some(ahead)
+    }
+
+    /// Logs what the next try may mend, now and then.
+    fn tell(&self, at: &str, why: &dyn fmt::Display) {
+        let now = Instant::now();
+        // A point in time is whole after any panic.
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_none_or(|told| now - told >= TELL_EVERY) {
+            *told = Some(now);
+            tracing::warn!("the object store at {at} is not well: {why}");
+        }
     }
 
     fn note(&self, response: &HttpResponse) {
@@ -161,8 +178,16 @@ impl Patient {
             let mib = u32::try_from(request.body().content_length() >> 20).unwrap_or(u32::MAX);
             self.patience.answer + FOR_EACH_MIB.saturating_mul(mib)
         };
+        let at = request.uri().authority().map(ToString::to_string);
+        let at = at.unwrap_or_default();
         let response = tokio::time::timeout(within, self.inner.execute(request)).await;
-        let response = response.map_err(|_| Silence(within).into_error())??;
+        let response = response
+            .unwrap_or_else(|_| Err(Silence(within).into_error()))
+            .inspect_err(|e| self.traffic.tell(&at, &root(e)))?;
+        if response.status().is_server_error() || response.status().as_u16() == 429 {
+            self.traffic
+                .tell(&at, &format_args!("it answers {}", response.status()));
+        }
         self.traffic.note(&response);
         let (parts, body) = response.into_parts();
         let body = HttpResponseBody::new(Watched {
@@ -185,6 +210,15 @@ impl HttpService for Patient {
     {
         Box::pin(self.send(request))
     }
+}
+
+/// The cause of all.
+fn root(error: &HttpError) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
 }
 
 /// Nothing came.

@@ -3,10 +3,10 @@
 //! Nothing here is a default that a server has to agree with: path-style addresses (every server
 //! takes them), no conditional writes, no tags.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use object_store::{
-    Certificate, ClientOptions, ObjectStore, RetryConfig,
+    BackoffConfig, Certificate, ClientOptions, ObjectStore, RetryConfig,
     aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut},
 };
 
@@ -137,7 +137,12 @@ pub(super) fn open_bucket(
         .with_retry(RetryConfig {
             max_retries: patience.retries,
             retry_timeout: patience.budget,
-            ..RetryConfig::default()
+            backoff: BackoffConfig {
+                init_backoff: Duration::from_millis(100),
+                max_backoff: Duration::from_secs(5),
+                // Each pause is between the first and three times the last one, by chance.
+                base: 3.0,
+            },
         })
         .with_http_connector(PatientConnector {
             patience,

@@ -29,20 +29,22 @@ use crate::{
 const MAX_YAML_BYTES: u64 = 1 << 20;
 /// How long a retry waits for the record of a run that has just ended.
 const ARCHIVED_WITHIN: Duration = Duration::from_secs(5);
+/// How long a view of a run waits for the pipeline's text.
+const TEXT_WITHIN: Duration = Duration::from_millis(500);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 pub(crate) struct Runs(pub(crate) Arc<Context>);
 
 impl Runs {
     async fn yaml(&self, revision: &Digest) -> String {
-        match self.0.artifacts.get_bytes(revision, MAX_YAML_BYTES).await {
-            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-            Err(e) => {
-                // What is known of the run is worth more than an error about its text.
-                tracing::warn!(%revision, error = %e, "a pipeline's text cannot be read");
-                String::new()
-            }
+        let read = self.0.artifacts.get_bytes(revision, MAX_YAML_BYTES);
+        // What is known of the run is worth more than an error about its text, or a wait for it.
+        match tokio::time::timeout(TEXT_WITHIN, read).await {
+            Ok(Ok(bytes)) => return String::from_utf8_lossy(&bytes).into_owned(),
+            Ok(Err(e)) => tracing::warn!(%revision, error = %e, "a pipeline's text cannot be read"),
+            Err(_) => tracing::warn!(%revision, "a pipeline's text does not come in time"),
         }
+        String::new()
     }
 
     async fn submit(&self, request: SubmitRunRequest) -> Result<SubmitRunResponse, Status> {
