@@ -2,7 +2,10 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use emberline_common::{artifact::ArtifactStore, spec::DurationText};
+use emberline_common::{
+    artifact::{ArtifactStore, StoreFault},
+    spec::DurationText,
+};
 use emberline_coordinator::{
     Coordinator, CoordinatorConfig,
     engine::api::EngineConfig,
@@ -63,6 +66,13 @@ pub async fn coordinator(arguments: CoordinatorArguments, quiet: bool) -> anyhow
     let mut interrupt = signal(SignalKind::interrupt())?;
     let artifacts =
         ArtifactStore::open(&arguments.artifacts).map_err(|e| Exit::input(e.to_string()))?;
+    if let Err(e) = artifacts.probe_write().await {
+        // What passes by itself is waited for, attempt by attempt; what somebody must put right is not.
+        if !e.store_fault().is_some_and(StoreFault::is_passing) {
+            return Err(Exit::input(e.to_string()).into());
+        }
+        eprintln!("waiting for the object store: {e}");
+    }
     let listener = TcpListener::bind(listen)
         .await
         .map_err(|e| Exit::cluster(format!("cannot serve on {listen}: {e}")))?;
