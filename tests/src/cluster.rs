@@ -17,12 +17,12 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{
-    Etcd, History, TcpProxy,
+    Etcd, History, S3Server, TcpProxy,
     client::{Client, state_of},
     node::Node,
     outside,
     pipelines::{Journal, LINES},
-    processes, seconds, wait_for,
+    processes, s3, seconds, wait_for,
 };
 
 /// What every key of the cluster begins with.
@@ -49,6 +49,7 @@ pub struct Builder {
     coordinators: usize,
     workers: usize,
     quota: Option<u64>,
+    s3: Option<(Vec<(String, String)>, PathBuf)>,
     etcd_by_proxies: bool,
     coordinators_by_proxies: bool,
     coordinator_arguments: Vec<String>,
@@ -70,6 +71,7 @@ impl Builder {
             coordinators: 3,
             workers: 2,
             quota: None,
+            s3: None,
             etcd_by_proxies: false,
             coordinators_by_proxies: false,
             coordinator_arguments: Vec::new(),
@@ -102,6 +104,14 @@ impl Builder {
     #[must_use]
     pub fn quota(mut self, bytes: u64) -> Self {
         self.quota = Some(bytes);
+        self
+    }
+
+    /// Artifacts are in a bucket, which everybody reaches at that `host:port`: the server's own, or
+    /// a proxy's. The server must outlive the cluster.
+    #[must_use]
+    pub fn on_s3(mut self, server: &S3Server, address: &str) -> Self {
+        self.s3 = Some((server.environment_by(address), server.bucket()));
         self
     }
 
@@ -155,8 +165,17 @@ impl Builder {
             None => Etcd::start(self.members),
         };
         let nodes = root.path().join("nodes");
-        let artifacts = format!("file://{}", root.path().join("objects").display());
-        fs::create_dir(root.path().join("objects")).unwrap();
+        let (artifacts, environment, above_objects) = match self.s3 {
+            Some((environment, bucket)) => {
+                (format!("s3://{}/objects", s3::BUCKET), environment, bucket)
+            }
+            None => {
+                let objects = root.path().join("objects");
+                fs::create_dir(&objects).unwrap();
+                let url = format!("file://{}", objects.display());
+                (url, Vec::new(), root.path().to_path_buf())
+            }
+        };
         let mut to_etcd = Vec::new();
         let mut to_coordinator = Vec::new();
         let mut coordinators = Vec::new();
@@ -194,7 +213,8 @@ impl Builder {
                 servers.push(listen);
             }
             arguments.extend(self.coordinator_arguments.iter().cloned());
-            coordinators.push(Node::new(&nodes, &format!("c{index}"), arguments));
+            let node = Node::new(&nodes, &format!("c{index}"), arguments);
+            coordinators.push(node.with_environment(&environment));
             to_etcd.push(ways);
         }
         let mut cluster = Cluster {
@@ -204,6 +224,8 @@ impl Builder {
             acknowledged: Vec::new(),
             workers: Vec::new(),
             worker_arguments: self.worker_arguments,
+            environment,
+            above_objects,
             servers,
             to_coordinator,
             to_etcd,
@@ -238,6 +260,8 @@ pub struct Cluster {
     pub history: History,
     servers: Vec<String>,
     worker_arguments: Vec<String>,
+    environment: Vec<(String, String)>,
+    above_objects: PathBuf,
     acknowledged: Vec<String>,
     root: TempDir,
 }
@@ -252,7 +276,7 @@ impl Cluster {
     /// The directory above `objects`, as [`outside`] wants it.
     #[must_use]
     pub fn artifacts(&self) -> PathBuf {
-        self.root.path().to_path_buf()
+        self.above_objects.clone()
     }
 
     /// Where the coordinators are, as clients and workers know it.
@@ -294,7 +318,8 @@ impl Cluster {
         let name = format!("w{}", self.workers.len());
         let arguments = self.worker_arguments(&name, &name);
         let nodes = self.root.path().join("nodes");
-        self.workers.push(Node::new(&nodes, &name, arguments));
+        let node = Node::new(&nodes, &name, arguments);
+        self.workers.push(node.with_environment(&self.environment));
         self.workers.len() - 1
     }
 
