@@ -373,8 +373,9 @@ impl Engine {
                 let name = run.name_of(u32::try_from(number).unwrap_or(u32::MAX));
                 let view = views.get(&name).copied();
                 let done = view.is_some_and(|view| fixed && view.state.is_done());
-                // A skip is decided again; on the same inputs it comes out the same.
-                whole &= done || view.is_some_and(|view| fixed && view.state == TaskState::Skipped);
+                // A skip is decided again, and may come out otherwise: what another task's failure
+                // cut off runs now. So what follows it is decided again, too.
+                whole &= done;
                 let task = &mut run.tasks[number];
                 if let Some(view) = view.filter(|view| done || view.attempt > 0) {
                     let record = record_of(view, done);
