@@ -158,17 +158,12 @@ async fn open(server: &str, patience: Patience) -> anyhow::Result<LeaderChannel>
         Patience::Failover | Patience::None => Duration::ZERO,
     };
     let channel = LeaderChannel::new(known, first).map_err(Exit::input)?;
-    let mut client = ClusterServiceClient::new(channel.clone());
-    match client.get_cluster_status(GetClusterStatusRequest {}).await {
-        Err(status) if status.code() == tonic::Code::Unavailable => {
-            Err(Exit::cluster(status.message()).into())
-        }
-        // Whatever is wrong with that call, it was answered.
-        _ => Ok(match patience {
-            Patience::Failover => channel.with_patience(FAILOVER),
-            Patience::None => channel,
-        }),
-    }
+    let reached = channel.reach().await;
+    reached.map_err(|status| Exit::cluster(status.message()))?;
+    Ok(match patience {
+        Patience::Failover => channel.with_patience(FAILOVER),
+        Patience::None => channel,
+    })
 }
 
 /// How long a call goes on when nobody leads.

@@ -1,38 +1,56 @@
 //! A channel to whichever coordinator leads.
 //!
-//! It knows some coordinators' addresses. Each call goes to the one that led last; when that one says
-//! that it does not lead, or cannot be reached, the call is sent again to the one that it names, or to
-//! the next that is known, until the patience ends. So a call may be carried out twice, the first time
-//! with its answer lost: all calls of the API allow that (a submission carries a request id). Streams
-//! that break in the middle are not mended here: whoever reads them opens them again.
+//! It knows some coordinators' addresses, and learns others from what followers say. Each call goes to
+//! the one that led last; when that one leads no more, or cannot be reached, all of them are asked at
+//! the same time who leads (one that is paused or cut off must not keep us from the others), and the
+//! call is sent again, until the patience ends. So a call may be carried out twice, the first time with
+//! its answer lost: all calls of the API allow that (a submission carries a request id).
+//!
+//! What is not mended here: a request too large to be kept in memory is sent once, and a stream that
+//! breaks in the middle has to be opened again by whoever reads it (see [`is_broken`]).
 
 use std::{
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
 
+use bytes::Bytes;
 use emberline_common::redirect::{DOMAIN, redirect};
+use emberline_proto::v1::{
+    GetClusterStatusRequest, cluster_service_client::ClusterServiceClient,
+    run_service_server::SERVICE_NAME,
+};
+use futures::stream::{FuturesUnordered, StreamExt as _};
 use http::{Request, Response};
-use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
-use tokio::time::{Instant, sleep};
+use http_body_util::{BodyExt as _, BodyStream, Full, StreamBody};
+use tokio::time::{Instant, sleep, timeout};
 use tonic::{
     Code, Status,
     body::Body,
     transport::{Channel, Endpoint},
 };
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
 use tonic_types::StatusExt as _;
 use tower_service::Service;
 
-/// What a request may hold, all of it: it is kept in memory to be sent again.
-const MAX_REQUEST_BYTES: usize = 64 << 20;
+/// The largest request that is kept in memory to be sent again.
+const KEPT_BYTES: usize = 8 << 20;
 /// How long one address may take to be connected to.
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
+/// How long a coordinator may take to say whether it leads.
+const ASK_WITHIN: Duration = Duration::from_secs(3);
 const FIRST_BACKOFF: Duration = Duration::from_millis(10);
 const MAX_BACKOFF: Duration = Duration::from_millis(500);
-/// Hints that are followed in a row without a pause.
-const HOPS: u32 = 3;
+/// The longest hint of a server on when to come back that is followed to the letter.
+const MAX_HINT: Duration = Duration::from_secs(2);
+/// Addresses that are remembered beside those that were given.
+const LEARNED: usize = 16;
+/// Whoever watches is told what is waited for after this long.
+const SAY_AFTER: Duration = Duration::from_secs(2);
 
 /// See the module. Cheap to clone.
 #[derive(Clone)]
@@ -43,17 +61,38 @@ pub struct LeaderChannel {
 }
 
 struct Shared {
-    known: Vec<String>,
-    current: Mutex<Option<(String, Channel)>>,
+    /// How many of the known addresses were given.
+    given: usize,
+    state: Mutex<State>,
 }
 
-/// What became of one try.
-enum Tried {
-    Answered(Response<Body>),
-    /// Somebody else leads, there.
-    Elsewhere(String, Status),
-    /// To be tried again, elsewhere or later.
-    Failed(Status),
+struct State {
+    known: Vec<String>,
+    leader: Option<Leader>,
+}
+
+/// Who led last.
+#[derive(Clone)]
+struct Leader {
+    address: String,
+    channel: Channel,
+}
+
+/// What a coordinator says when it is asked who leads.
+enum Said {
+    /// It does.
+    Leads(Leader),
+    /// Another one, there; or nobody, and why.
+    Elsewhere(Option<String>, Status),
+    /// Nothing.
+    Silent(Status),
+}
+
+/// A request, as often as it may be sent.
+enum Kept {
+    Whole(Bytes),
+    /// Too large to be kept: once.
+    Once(Option<Body>),
 }
 
 impl LeaderChannel {
@@ -68,11 +107,15 @@ impl LeaderChannel {
         if known.is_empty() {
             return Err("no address is given".to_owned());
         }
-        Ok(Self {
-            shared: Arc::new(Shared {
+        let shared = Shared {
+            given: known.len(),
+            state: Mutex::new(State {
                 known,
-                current: Mutex::new(None),
+                leader: None,
             }),
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
             patience,
         })
     }
@@ -82,127 +125,219 @@ impl LeaderChannel {
         Self { patience, ..self }
     }
 
-    fn current(&self) -> Option<(String, Channel)> {
-        let current = self.shared.current.lock();
-        current.unwrap_or_else(PoisonError::into_inner).clone()
+    /// Finds the leader, if that was not done before.
+    ///
+    /// # Errors
+    /// Nobody was found to lead until the patience ended.
+    pub async fn reach(&self) -> Result<(), Status> {
+        self.leader(Instant::now() + self.patience)
+            .await
+            .map(|_| ())
     }
 
-    fn set_current(&self, current: Option<(String, Channel)>) {
-        let mut slot = self.shared.current.lock();
-        **slot.as_mut().unwrap_or_else(|poisoned| poisoned.get_mut()) = current;
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing in here panics half-way through a change.
+        let state = self.shared.state.lock();
+        state.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Another call may have found a newer one in the meantime: that one stays.
+    fn forget(&self, leader: &Leader) {
+        let mut state = self.state();
+        if state
+            .leader
+            .as_ref()
+            .is_some_and(|l| l.address == leader.address)
+        {
+            state.leader = None;
+        }
+    }
+
+    /// Remembers an address; says whether it is new.
+    fn learn(&self, address: &str) -> bool {
+        let mut state = self.state();
+        let is_new = !state.known.iter().any(|known| bare(known) == bare(address));
+        if is_new && state.known.len() < self.shared.given + LEARNED {
+            state.known.push(address.to_owned());
+        }
+        is_new
+    }
+
+    /// The one that led last, or the one that is found to lead now.
+    async fn leader(&self, deadline: Instant) -> Result<Leader, Status> {
+        let known = self.state().leader.clone();
+        if let Some(leader) = known {
+            return Ok(leader);
+        }
+        let begun = Instant::now();
+        let mut backoff = FIRST_BACKOFF;
+        let mut said = false;
+        loop {
+            let why = match self.ask_all().await {
+                Ok(leader) => {
+                    self.state().leader = Some(leader.clone());
+                    return Ok(leader);
+                }
+                Err(why) => why,
+            };
+            let wait = backoff.max(hint(&why));
+            if Instant::now() + wait >= deadline {
+                return Err(why);
+            }
+            if !said && begun.elapsed() >= SAY_AFTER {
+                said = true;
+                tracing::warn!(why = %why.message(), "no coordinator leads; still trying");
+            }
+            sleep(wait).await;
+            backoff = (backoff * 2).min(MAX_BACKOFF);
+        }
+    }
+
+    /// Asks every coordinator that is known, and those that are named, whether it leads.
+    async fn ask_all(&self) -> Result<Leader, Status> {
+        let known = self.state().known.clone();
+        let mut asked: FuturesUnordered<_> = known.into_iter().map(ask).collect();
+        let mut why: Option<Status> = None;
+        while let Some(said) = asked.next().await {
+            match said {
+                Said::Leads(leader) => return Ok(leader),
+                Said::Elsewhere(named, status) => {
+                    if let Some(named) = named.filter(|named| self.learn(named)) {
+                        asked.push(ask(named));
+                    }
+                    why = Some(status);
+                }
+                // What a coordinator says tells more than that another one says nothing.
+                Said::Silent(status) => why = why.or(Some(status)),
+            }
+        }
+        Err(why.unwrap_or_else(|| Status::unavailable("no coordinator is known")))
     }
 
     async fn send(self, request: Request<Body>) -> Result<Response<Body>, Status> {
-        let (parts, body) = request.into_parts();
-        let body = Limited::new(body, MAX_REQUEST_BYTES).collect().await;
-        let body = body.map_err(|e| match e.downcast_ref::<LengthLimitError>() {
-            Some(_) => Status::resource_exhausted(format!(
-                "the request is larger than {} MiB",
-                MAX_REQUEST_BYTES >> 20
-            )),
-            None => Status::internal(format!("the request cannot be made: {e}")),
-        })?;
-        let body = body.to_bytes();
         let deadline = Instant::now() + self.patience;
-        let mut backoff = FIRST_BACKOFF;
-        let mut next = 0;
-        let mut hops = 0;
-        let mut hint = None;
+        let (parts, body) = request.into_parts();
+        let mut body = keep(body).await?;
+        let mut backoff = Duration::ZERO;
         loop {
-            let (address, channel) = match (hint.take(), self.current()) {
-                (Some(hint), _) => (hint, None),
-                (None, Some((address, channel))) => (address, Some(channel)),
-                (None, None) => {
-                    let address = self.shared.known[next % self.shared.known.len()].clone();
-                    next += 1;
-                    (address, None)
-                }
+            let leader = self.leader(deadline).await?;
+            let (next, last) = match &mut body {
+                Kept::Whole(bytes) => (Body::new(Full::new(bytes.clone())), false),
+                Kept::Once(body) => (body.take().unwrap_or_default(), true),
             };
-            let mut request = Request::new(Body::new(Full::new(body.clone())));
+            let mut request = Request::new(next);
             *request.method_mut() = parts.method.clone();
             *request.uri_mut() = parts.uri.clone();
             *request.version_mut() = parts.version;
             *request.headers_mut() = parts.headers.clone();
             *request.extensions_mut() = parts.extensions.clone();
-            let status = match self.try_one(&address, channel, request).await {
-                Tried::Answered(response) => return Ok(response),
-                Tried::Elsewhere(leader, status) => {
-                    self.set_current(None);
-                    if leader != address && hops < HOPS {
-                        hops += 1;
-                        hint = Some(leader);
-                        continue;
-                    }
-                    status
-                }
-                Tried::Failed(status) => {
-                    self.set_current(None);
-                    status
-                }
+            let status = match try_one(leader.clone(), request).await {
+                Ok(response) => return Ok(response),
+                Err(status) => status,
             };
-            hops = 0;
-            // Every address is asked before the first pause.
-            if next % self.shared.known.len() != 0 {
-                continue;
+            self.forget(&leader);
+            if let Some(named) = redirect(&status).and_then(|said| said.leader) {
+                self.learn(&named);
             }
-            if Instant::now() + backoff >= deadline {
+            // The first time at once: the next leader may be there already.
+            if last || Instant::now() + backoff >= deadline {
                 return Err(status);
             }
             sleep(backoff).await;
-            backoff = (backoff * 2).min(MAX_BACKOFF);
+            backoff = (backoff * 2).clamp(FIRST_BACKOFF, MAX_BACKOFF);
         }
     }
+}
 
-    async fn try_one(
-        &self,
-        address: &str,
-        channel: Option<Channel>,
-        request: Request<Body>,
-    ) -> Tried {
-        let mut channel = match channel {
-            Some(channel) => channel,
-            None => {
-                let endpoint = match endpoint(address) {
-                    Ok(endpoint) => endpoint,
-                    Err(why) => return Tried::Failed(Status::unavailable(why)),
-                };
-                match endpoint.connect().await {
-                    Ok(channel) => channel,
-                    Err(e) => {
-                        let why = innermost(&e);
-                        let line = format!("cannot reach the coordinator at {address}: {why}");
-                        return Tried::Failed(Status::unavailable(line));
-                    }
-                }
-            }
-        };
-        let ready = std::future::poll_fn(|cx| channel.poll_ready(cx)).await;
-        let sent = match ready {
-            Ok(()) => channel.call(request).await,
-            Err(e) => Err(e),
-        };
-        let response = match sent {
-            Ok(response) => response,
-            Err(e) => {
-                let why = innermost(&e);
-                let line = format!("the connection to the coordinator at {address} broke: {why}");
-                return Tried::Failed(Status::unavailable(line));
-            }
-        };
-        if let Some(status) = Status::from_header_map(response.headers()) {
-            if let Some(said) = redirect(&status) {
-                return match said.leader {
-                    Some(leader) => Tried::Elsewhere(leader, status),
-                    None => Tried::Failed(status),
-                };
-            }
-            if leaves(&status) {
-                return Tried::Failed(status);
-            }
+/// Reads a request to its end, unless it is too large to be kept.
+async fn keep(mut body: Body) -> Result<Kept, Status> {
+    let (mut frames, mut bytes) = (Vec::new(), 0);
+    while let Some(frame) = body.frame().await {
+        let frame = frame?;
+        bytes += frame.data_ref().map_or(0, Bytes::len);
+        frames.push(Ok(frame));
+        if bytes > KEPT_BYTES {
+            let begin = futures::stream::iter(frames);
+            let whole = StreamBody::new(begin.chain(BodyStream::new(body)));
+            return Ok(Kept::Once(Some(Body::new(whole))));
         }
-        self.set_current(Some((address.to_owned(), channel)));
-        Tried::Answered(response)
     }
+    let mut whole = Vec::with_capacity(bytes);
+    for frame in frames.iter().flatten() {
+        whole.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
+    }
+    Ok(Kept::Whole(whole.into()))
+}
+
+/// Asks one coordinator whether it leads.
+async fn ask(address: String) -> Said {
+    let asked = async {
+        let endpoint = endpoint(&address).map_err(Status::unavailable)?;
+        let connected = endpoint.connect().await;
+        let channel = connected.map_err(|e| {
+            let why = innermost(&e);
+            Status::unavailable(format!("cannot reach the coordinator at {address}: {why}"))
+        })?;
+        let request = HealthCheckRequest {
+            service: SERVICE_NAME.to_owned(),
+        };
+        let health = HealthClient::new(channel.clone()).check(request).await;
+        let health = health.map_err(|status| {
+            let why = status.message();
+            Status::unavailable(format!("no coordinator answers at {address}: {why}"))
+        })?;
+        if health.into_inner().status() == ServingStatus::Serving {
+            let address = address.clone();
+            return Ok(Said::Leads(Leader { address, channel }));
+        }
+        // It knows who does, or why nobody does.
+        let mut client = ClusterServiceClient::new(channel.clone());
+        let answer = client.get_cluster_status(GetClusterStatusRequest {}).await;
+        Ok::<_, Status>(match answer {
+            Err(status) => match redirect(&status) {
+                Some(said) => Said::Elsewhere(said.leader, status),
+                None => Said::Silent(status),
+            },
+            Ok(_) => Said::Leads(Leader {
+                address: address.clone(),
+                channel,
+            }),
+        })
+    };
+    match timeout(ASK_WITHIN, asked).await {
+        Ok(Ok(said)) => said,
+        Ok(Err(status)) => Said::Silent(status),
+        Err(_) => Said::Silent(Status::unavailable(format!(
+            "the coordinator at {address} does not answer"
+        ))),
+    }
+}
+
+/// Sends a call. An error is one after which it may be sent again, elsewhere or later.
+async fn try_one(mut leader: Leader, request: Request<Body>) -> Result<Response<Body>, Status> {
+    let ready = std::future::poll_fn(|cx| leader.channel.poll_ready(cx)).await;
+    let sent = match ready {
+        Ok(()) => leader.channel.call(request).await,
+        Err(e) => Err(e),
+    };
+    let response = sent.map_err(|e| {
+        Status::unavailable(format!(
+            "the connection to the coordinator at {} broke: {}",
+            leader.address,
+            innermost(&e)
+        ))
+    })?;
+    match Status::from_header_map(response.headers()) {
+        Some(status) if redirect(&status).is_some() || leaves(&status) => Err(status),
+        _ => Ok(response),
+    }
+}
+
+/// How long a server asks to be left alone.
+fn hint(status: &Status) -> Duration {
+    let retry = status.get_details_retry_info();
+    let delay = retry.and_then(|retry| retry.retry_delay);
+    delay.unwrap_or_default().min(MAX_HINT)
 }
 
 /// Whether a coordinator says that it is about to lead no more.
@@ -233,6 +368,12 @@ fn innermost(e: &dyn std::error::Error) -> String {
         cause = inner.source();
     }
     why
+}
+
+/// An address as a hint says it.
+fn bare(address: &str) -> &str {
+    let address = address.strip_prefix("http://").unwrap_or(address);
+    address.trim_end_matches('/')
 }
 
 fn endpoint(address: &str) -> Result<Endpoint, String> {
@@ -268,5 +409,78 @@ impl Service<Request<Body>> for LeaderChannel {
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         Box::pin(self.clone().send(request))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
+
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// A request of so many bytes, in pieces.
+    fn body(bytes: usize) -> Body {
+        const PIECE: usize = 1 << 20;
+        let sizes = (0..bytes)
+            .step_by(PIECE)
+            .map(move |at| PIECE.min(bytes - at));
+        let pieces = sizes.map(|size| Ok::<_, Status>(Bytes::from(vec![7; size])));
+        let frames = futures::stream::iter(pieces).map(|piece| piece.map(http_body::Frame::data));
+        Body::new(StreamBody::new(frames))
+    }
+
+    #[tokio::test]
+    async fn a_small_request_can_be_sent_again() {
+        let Kept::Whole(kept) = keep(body(KEPT_BYTES)).await.unwrap() else {
+            panic!("it is kept");
+        };
+        assert_eq!(kept.len(), KEPT_BYTES);
+    }
+
+    #[tokio::test]
+    async fn a_large_request_is_passed_on_whole() {
+        let Kept::Once(Some(passed)) = keep(body(KEPT_BYTES * 3 + 5)).await.unwrap() else {
+            panic!("it is not kept");
+        };
+        let passed = passed.collect().await.unwrap().to_bytes();
+        assert_eq!(passed.len(), KEPT_BYTES * 3 + 5);
+        assert!(passed.iter().all(|byte| *byte == 7));
+    }
+
+    #[tokio::test]
+    async fn nobody_is_waited_for_without_patience() {
+        // Its system takes connections, but nobody speaks: so is a process that is paused.
+        let paused = TcpListener::bind("127.0.0.1:0").unwrap();
+        let refused = TcpListener::bind("127.0.0.1:0").unwrap();
+        let known = [&paused, &refused].map(|l| l.local_addr().unwrap().to_string());
+        drop(refused);
+        let channel = LeaderChannel::new(known.to_vec(), Duration::ZERO).unwrap();
+        let begun = Instant::now();
+        let why = channel.reach().await.unwrap_err();
+        assert_eq!(why.code(), Code::Unavailable);
+        assert!(why.message().contains(&known[1]), "{}", why.message());
+        assert!(begun.elapsed() < ASK_WITHIN + CONNECT_WITHIN);
+    }
+
+    #[test]
+    fn an_address_is_learnt_once_and_not_without_end() {
+        let given = vec!["http://a:1/".to_owned()];
+        let channel = LeaderChannel::new(given, Duration::ZERO).unwrap();
+        assert!(!channel.learn("a:1"), "it was given");
+        for port in 1..100 {
+            assert!(channel.learn(&format!("b:{port}")));
+        }
+        assert_eq!(channel.state().known.len(), 1 + LEARNED);
+        assert!(!channel.learn("b:1"));
+    }
+
+    #[test]
+    fn what_is_no_address_is_told() {
+        for wrong in ["", "https://a:1", "a b"] {
+            let made = LeaderChannel::new(vec![wrong.to_owned()], Duration::ZERO);
+            assert!(made.is_err_and(|why| why.contains("is no address")));
+        }
     }
 }
