@@ -6,8 +6,9 @@ use emberline_common::{artifact::check_path, ids::Digest};
 use emberline_proto::v1::{ArtifactFile, ReadBlobRequest};
 use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncWriteExt as _;
+use tonic::Status;
 
-use crate::{client::Cluster, exit::Exit};
+use crate::{client::Cluster, exit::Exit, reopen::Reopen};
 
 /// Writes `file` below `directory`, and gives its place.
 ///
@@ -36,7 +37,20 @@ pub async fn to(cluster: &Cluster, file: &ArtifactFile, path: &Path) -> anyhow::
     let mut partial = path.as_os_str().to_owned();
     partial.push(".partial");
     let partial = PathBuf::from(partial);
-    let fetched = pieces(cluster, file, path, &partial).await;
+    let mut reopen = Reopen::default();
+    let fetched = loop {
+        let fetched = pieces(cluster, file, path, &partial).await;
+        match fetched.map_err(|e| e.downcast::<Status>()) {
+            Ok(()) => break Ok(()),
+            // Another one leads now: from the beginning, since the digest is of the whole.
+            Err(Ok(status)) => {
+                if let Err(status) = reopen.after(status).await {
+                    break Err(status.into());
+                }
+            }
+            Err(Err(e)) => break Err(e),
+        }
+    };
     if fetched.is_err() {
         // What could not be written is no use to anyone; the first error is what counts.
         let _ = tokio::fs::remove_file(&partial).await;

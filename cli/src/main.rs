@@ -11,6 +11,7 @@ mod leader_channel;
 mod local_cluster;
 mod output;
 mod progress;
+mod reopen;
 
 use std::process::ExitCode;
 

@@ -19,6 +19,7 @@ pub struct Progress {
     mode: Mode,
     colour: bool,
     states: HashMap<String, (TaskState, u32)>,
+    told_run: bool,
     stages: BTreeMap<String, usize>,
 }
 
@@ -49,21 +50,26 @@ impl Progress {
             mode,
             colour: colours(terminal),
             states: HashMap::new(),
+            told_run: false,
             stages: BTreeMap::new(),
         }
     }
 
-    /// The tasks as they are at first. What has ended before is told too.
+    /// The tasks as they are at first, or when the watch begins anew. What has ended before is told
+    /// too, but nothing is told twice.
     pub fn snapshot(&mut self, run: &RunSummary, tasks: &[TaskView]) {
+        self.stages.clear();
         for task in tasks {
             *self.stages.entry(task.stage.clone()).or_default() += 1;
         }
-        self.line(&format!(
-            "run {} of {} (revision {})",
-            clean(&run.run),
-            clean(&run.pipeline),
-            run.revision.get(..12).unwrap_or_default()
-        ));
+        if !std::mem::replace(&mut self.told_run, true) {
+            self.line(&format!(
+                "run {} of {} (revision {})",
+                clean(&run.run),
+                clean(&run.pipeline),
+                run.revision.get(..12).unwrap_or_default()
+            ));
+        }
         for task in tasks {
             self.task(task);
         }

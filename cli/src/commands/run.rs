@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use emberline_proto::v1::{
     CancelRunRequest, GetArtifactRequest, GetModelRequest, GetRunRequest, GetRunResponse,
-    ListRunsRequest, LogStream, RunState, StreamLogsRequest, TaskState, TaskView, WatchRunRequest,
+    ListRunsRequest, LogStream, RunState, StreamLogsRequest, TaskState, TaskView,
     stream_logs_response::Entry, watch_run_response::Event,
 };
 use serde_json::{Map, Value};
@@ -18,9 +18,9 @@ use crate::{
     client::Cluster,
     exit::{self, Exit},
     fetch,
-    leader_channel::is_broken,
     output::{self, clean, duration},
     progress::{Progress, between, reason_name},
+    reopen,
 };
 
 /// How often a run is followed on a cluster of another process, before we give up.
@@ -126,11 +126,7 @@ pub async fn follow(cluster: &Cluster, id: &str, quiet: bool) -> anyhow::Result<
     let mut interrupted = false;
     // One listener for all of it: an interrupt that comes while we are busy with the first counts.
     let mut interrupts = signal(SignalKind::interrupt())?;
-    let mut watching = cluster
-        .runs()
-        .watch_run(WatchRunRequest { run: id.to_owned() })
-        .await?
-        .into_inner();
+    let mut watching = std::pin::pin!(reopen::watch(cluster.runs(), id.to_owned()));
     loop {
         tokio::select! {
             event = watching.next() => match event {
@@ -138,10 +134,6 @@ pub async fn follow(cluster: &Cluster, id: &str, quiet: bool) -> anyhow::Result<
                     if handle(&mut progress, event.event) {
                         break;
                     }
-                }
-                Some(Err(status)) if again(&status) => {
-                    // We did not keep up, or another one leads now: begin again with a fresh snapshot.
-                    watching = cluster.runs().watch_run(WatchRunRequest { run: id.to_owned() }).await?.into_inner();
                 }
                 Some(Err(status)) => return Err(status.into()),
                 None => break,
@@ -175,11 +167,6 @@ pub async fn follow(cluster: &Cluster, id: &str, quiet: bool) -> anyhow::Result<
         }
     }
     Ok(run)
-}
-
-/// Whether a watch that ended so is opened again.
-fn again(status: &tonic::Status) -> bool {
-    status.code() == tonic::Code::ResourceExhausted || is_broken(status)
 }
 
 /// Shows an event; says whether it was the last.

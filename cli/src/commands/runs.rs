@@ -8,15 +8,14 @@ use emberline_proto::v1::{
 };
 use prost_types::Timestamp;
 use serde_json::{Value, json};
-use tokio_stream::StreamExt as _;
 
 use super::run::{follow, tell};
 use crate::{
     args::{ClusterArguments, Format, RunsCommand},
     client::Cluster,
-    leader_channel::is_broken,
     output::{self, clean, duration},
     progress::{between, reason_name},
+    reopen::Reopen,
 };
 
 /// Does one of them.
@@ -256,10 +255,13 @@ async fn logs(cluster: &Cluster, request: StreamLogsRequest, format: Format) -> 
     // Of each attempt, what was printed: a stream that broke begins anew at the next leader.
     let mut printed: HashMap<(String, u32), u64> = HashMap::new();
     let mut skip = printed.clone();
-    while let Some(entry) = entries.next().await {
-        let entry = match entry {
-            Ok(entry) => entry,
-            Err(status) if request.follow && is_broken(&status) => {
+    let mut reopen = Reopen::default();
+    loop {
+        let entry = match entries.message().await {
+            Ok(Some(entry)) => entry,
+            Ok(None) => return Ok(()),
+            Err(status) => {
+                reopen.after(status).await?;
                 entries = cluster
                     .runs()
                     .stream_logs(request.clone())
@@ -268,8 +270,8 @@ async fn logs(cluster: &Cluster, request: StreamLogsRequest, format: Format) -> 
                 skip.clone_from(&printed);
                 continue;
             }
-            Err(status) => return Err(status.into()),
         };
+        reopen.went_on();
         let attempt = (entry.task.clone(), entry.attempt);
         if let Some(left) = skip.get_mut(&attempt).filter(|left| **left > 0) {
             *left -= 1;
@@ -322,7 +324,6 @@ async fn logs(cluster: &Cluster, request: StreamLogsRequest, format: Format) -> 
             Some(Entry::End(_)) | None => {}
         }
     }
-    Ok(())
 }
 
 /// A wire timestamp as RFC 3339 in UTC, to the millisecond.

@@ -1,6 +1,6 @@
 //! From a pipeline file to a submission: read, check, and send the files that travel with it.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use emberline_common::{
     ids::Digest,
@@ -9,7 +9,7 @@ use emberline_common::{
 use emberline_proto::v1::{PutBlobRequest, SubmitRunRequest, SubmittedFile};
 use serde_json::{Map, Value};
 
-use crate::{args::SubmitArguments, client::Cluster, exit::Exit};
+use crate::{args::SubmitArguments, client::Cluster, exit::Exit, reopen::Reopen};
 
 /// Bytes of one piece of an upload.
 const PIECE: usize = 256 << 10;
@@ -157,26 +157,38 @@ async fn upload(cluster: &Cluster, base: &Path, path: &str) -> anyhow::Result<Su
     }
     let content = tokio::fs::read(&full).await.map_err(fail)?;
     let digest = Digest::of(&content);
-    let mut pieces: Vec<PutBlobRequest> = content
-        .chunks(PIECE)
-        .map(|piece| PutBlobRequest {
-            sha256: String::new(),
-            data: piece.to_vec(),
-        })
-        .collect();
-    if pieces.is_empty() {
-        pieces.push(PutBlobRequest::default());
-    }
-    pieces[0].sha256 = digest.to_string();
-    cluster
+    let bytes = content.len() as u64;
+    let content = Arc::new(content);
+    let mut reopen = Reopen::default();
+    while let Err(status) = cluster
         .artifacts()
-        .put_blob(tokio_stream::iter(pieces))
-        .await?;
+        .put_blob(tokio_stream::iter(pieces(Arc::clone(&content), digest)))
+        .await
+    {
+        reopen.after(status).await?;
+    }
     Ok(SubmittedFile {
         path: path.to_owned(),
         sha256: digest.to_string(),
-        bytes: content.len() as u64,
+        bytes,
         executable: is_executable(&metadata),
+    })
+}
+
+/// An upload: the first piece names the whole.
+fn pieces(content: Arc<Vec<u8>>, digest: Digest) -> impl Iterator<Item = PutBlobRequest> {
+    // A file without content is one piece without data.
+    let count = content.len().div_ceil(PIECE).max(1);
+    (0..count).map(move |number| {
+        let begin = number * PIECE;
+        let end = content.len().min(begin + PIECE);
+        PutBlobRequest {
+            sha256: match number {
+                0 => digest.to_string(),
+                _ => String::new(),
+            },
+            data: content[begin..end].to_vec(),
+        }
     })
 }
 
