@@ -289,11 +289,15 @@ impl Members {
         now.as_ref().map(ToString::to_string).unwrap_or_default()
     }
 
-    fn url(&self, at: usize) -> &str {
+    pub(super) fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    pub(super) fn url(&self, at: usize) -> &str {
         &self.members[at % self.members.len()].url
     }
 
-    async fn client(&self, at: usize) -> Result<Client, Error> {
+    pub(super) async fn client(&self, at: usize) -> Result<Client, Error> {
         let member = &self.members[at % self.members.len()];
         let connect = || Client::connect([member.url.as_str()], Some(self.options.clone()));
         member.client.get_or_try_init(connect).await.cloned()
@@ -338,7 +342,7 @@ fn same(a: &Kind, b: &Kind) -> bool {
 }
 
 /// The innermost cause: what an operating system or a TLS library says.
-fn causes(e: &dyn std::error::Error) -> String {
+pub(super) fn causes(e: &dyn std::error::Error) -> String {
     let mut text = e.to_string();
     let mut next = e.source();
     while let Some(inner) = next {

@@ -12,6 +12,7 @@
 //! [`commit`], the term in [`lease`], the connections in [`members`].
 
 mod commit;
+mod doctor;
 mod history;
 mod lease;
 mod load;
@@ -31,6 +32,7 @@ use futures::future::BoxFuture;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+pub use self::doctor::examine;
 pub use self::history::Change;
 use self::{
     lease::Term,
