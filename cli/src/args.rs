@@ -336,13 +336,16 @@ pub struct CoordinatorArguments {
     /// The leader's lease, in whole seconds: when a leader's machine vanishes without a word, the next one leads after this long.
     #[arg(long, default_value = "3s")]
     pub lease_ttl: DurationText,
-    /// How long a worker whose connection broke may take to come back before its attempts run elsewhere.
+    /// How long nothing may be heard of a worker before its attempts run elsewhere; at least two heartbeats.
     #[arg(long, default_value = "3s")]
     pub worker_grace: DurationText,
+    /// How long a worker whose connection was closed may take to come back before its attempts run elsewhere.
+    #[arg(long, default_value = "400ms")]
+    pub closed_grace: DurationText,
     /// How long a new leader waits for workers to claim the attempts that they still run.
     #[arg(long, default_value = "3s")]
     pub adoption_window: DurationText,
-    /// How often workers say that they live; after four without a word their session ends.
+    /// How often workers say that they live.
     #[arg(long, default_value = "1s")]
     pub heartbeat_interval: DurationText,
 }

@@ -34,7 +34,7 @@ pub struct CoordinatorConfig {
     pub artifacts: ArtifactStore,
     /// The engine's limits and times.
     pub engine: EngineConfig,
-    /// Workers send a heartbeat at least this often; after four without one their session ends.
+    /// Workers send a heartbeat at least this often.
     pub heartbeat_interval: Duration,
     /// Where others reach it, `host:port`; by default where it listens.
     pub advertise: Option<String>,

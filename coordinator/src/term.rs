@@ -148,6 +148,7 @@ impl Term {
             run_ids: RunIds::default(),
             address: address.to_owned(),
             heartbeat_interval: config.heartbeat_interval,
+            worker_grace: config.engine.worker_grace,
         };
         Ok(Self {
             epoch,

@@ -90,6 +90,7 @@ pub async fn coordinator(arguments: CoordinatorArguments, quiet: bool) -> anyhow
         artifacts,
         engine: EngineConfig {
             worker_grace: times.worker_grace,
+            closed_grace: times.closed_grace,
             adoption_window: times.adoption_window,
             assignments_at_once: ASSIGNMENTS_AT_ONCE,
             ..EngineConfig::default()
@@ -170,6 +171,7 @@ fn etcd(arguments: &CoordinatorArguments, times: &Times) -> Result<EtcdConfig, E
 struct Times {
     lease_ttl: Duration,
     worker_grace: Duration,
+    closed_grace: Duration,
     adoption_window: Duration,
     heartbeat_interval: Duration,
 }
@@ -191,6 +193,7 @@ impl Times {
         let times = Self {
             lease_ttl: within("lease-ttl", arguments.lease_ttl, s(2), s(60))?,
             worker_grace: within("worker-grace", arguments.worker_grace, ms(100), s(3600))?,
+            closed_grace: within("closed-grace", arguments.closed_grace, ms(0), s(3600))?,
             adoption_window: within(
                 "adoption-window",
                 arguments.adoption_window,
@@ -212,6 +215,18 @@ impl Times {
         }
         // A worker looks for the next leader at once, but it takes until its session is known to be
         // broken; and that, where nothing closes it, takes until the heartbeats are missed.
+        if times.worker_grace < times.heartbeat_interval * 2 {
+            return Err(Exit::input(format!(
+                "`--worker-grace {}` is shorter than two of `--heartbeat-interval {}`: a single late heartbeat would lose a worker",
+                arguments.worker_grace, arguments.heartbeat_interval
+            )));
+        }
+        if times.closed_grace > times.worker_grace {
+            return Err(Exit::input(format!(
+                "`--closed-grace {}` is longer than `--worker-grace {}`: what is surely broken would be waited for longer than what is only silent",
+                arguments.closed_grace, arguments.worker_grace
+            )));
+        }
         if times.adoption_window < times.heartbeat_interval {
             return Err(Exit::input(format!(
                 "`--adoption-window {}` is shorter than `--heartbeat-interval {}`: a new leader would give up on attempts that workers still run",

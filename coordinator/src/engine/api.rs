@@ -49,6 +49,8 @@ pub enum Command {
     WorkerDisconnected {
         /// The session.
         session: SessionId,
+        /// How.
+        how: Disconnect,
     },
     /// A worker takes no more work.
     WorkerDraining {
@@ -76,6 +78,16 @@ pub enum Command {
     },
     /// A deadline given by [`Engine::next_deadline`](super::Engine::next_deadline) has come.
     Tick,
+}
+
+/// How a session's connection broke.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disconnect {
+    /// It was closed: the worker's process has died, or it comes back at once.
+    Closed,
+    /// Nothing was heard from it for as long as `worker_grace`: it may be paused, cut off, or gone
+    /// with its machine.
+    Silent,
 }
 
 /// A run to accept. Its pipeline has been checked, its parameters are filled in.
@@ -371,8 +383,11 @@ pub struct Decision {
 /// Limits and times of the engine.
 #[derive(Debug, Clone)]
 pub struct EngineConfig {
-    /// How long a worker whose connection broke may take to come back.
+    /// How long nothing may be heard of a worker before its attempts are lost.
     pub worker_grace: Duration,
+    /// How long a worker whose connection was closed may take to come back: when a process dies, its
+    /// system closes its connections at once; one that lives connects again within milliseconds.
+    pub closed_grace: Duration,
     /// How long a new leader waits for workers to claim their attempts.
     pub adoption_window: Duration,
     /// Runs that have not ended, at most.
@@ -399,6 +414,7 @@ impl Default for EngineConfig {
     fn default() -> Self {
         Self {
             worker_grace: Duration::from_secs(3),
+            closed_grace: Duration::from_millis(400),
             adoption_window: Duration::from_secs(3),
             max_live_runs: 10_000,
             max_live_tasks: 1_000_000,

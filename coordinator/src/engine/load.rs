@@ -240,6 +240,9 @@ impl Engine {
     /// Derives what the records of a run leave out, in the order in which it happened: the run goes
     /// its way, fails, and is stopped.
     fn derive(&mut self, seq: RunSeq) {
+        if let Some(run) = self.runs.get_mut(&seq) {
+            run.failure_known = false;
+        }
         self.settle(seq);
         let stages = self.runs.get(&seq).map_or(0, |run| run.stages.len());
         for stopped in [false, true] {
@@ -249,6 +252,13 @@ impl Engine {
                 if cut.is_some_and(|cut| matches!(cut, Cut::Stopped(_)) == stopped) {
                     self.sweep_stage(seq, stage);
                 }
+            }
+            if let Some(run) = self.runs.get_mut(&seq)
+                && !std::mem::replace(&mut run.failure_known, true)
+                && run.record.failure.is_some()
+            {
+                let parked = std::mem::take(&mut run.parked);
+                run.to_open.extend(parked);
             }
             self.settle(seq);
         }

@@ -163,8 +163,8 @@ impl Engine {
                 self.fleet.credit(session, credits);
                 Ok(Outcome::Done)
             }
-            Command::WorkerDisconnected { session } => {
-                self.disconnected(session);
+            Command::WorkerDisconnected { session, how } => {
+                self.disconnected(session, how);
                 Ok(Outcome::Done)
             }
             Command::WorkerDraining { session } => {

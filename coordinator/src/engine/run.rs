@@ -57,6 +57,8 @@ pub(super) struct Run {
     pub to_open: VecDeque<usize>,
     /// Opened `run_if: failure` stages, as long as nothing has failed.
     pub parked: BTreeSet<usize>,
+    /// Whether its first failure may be acted on. Not so while a new leader derives what came before.
+    pub failure_known: bool,
     pub watched: bool,
     pub dirty: bool,
     pub changed: bool,
@@ -249,6 +251,7 @@ impl Run {
                 .filter(|at| stages[*at].waiting_on == 0)
                 .collect(),
             parked: BTreeSet::new(),
+            failure_known: true,
             watched: false,
             dirty: false,
             changed: false,

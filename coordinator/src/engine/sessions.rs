@@ -1,6 +1,9 @@
 //! Workers that come, go, come back, and are given up.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use emberline_common::{
     failure::{Failure, Reason},
@@ -10,7 +13,7 @@ use emberline_common::{
 
 use super::{
     Engine,
-    api::{Effect, SessionId, WorkerHello},
+    api::{Disconnect, Effect, SessionId, WorkerHello},
     deadlines::Due,
     run::TaskRef,
 };
@@ -80,9 +83,14 @@ impl Engine {
         }
     }
 
-    pub(super) fn disconnected(&mut self, session: SessionId) {
+    pub(super) fn disconnected(&mut self, session: SessionId, how: Disconnect) {
         if let Some(worker) = self.fleet.suspect(session, self.now) {
-            let until = self.now.after(self.config.worker_grace);
+            let grace = match how {
+                Disconnect::Closed => self.config.closed_grace,
+                // It has had its grace.
+                Disconnect::Silent => Duration::ZERO,
+            };
+            let until = self.now.after(grace);
             self.deadlines.add(until, Due::Worker { worker, session });
         }
     }

@@ -70,6 +70,15 @@ impl Engine {
         {
             return self.sweep_stage(seq, stage);
         }
+        // It opened only when something had failed, and after that had ended what fails fast.
+        let failed_at = run.record.failure.as_ref().map(|failure| failure.at);
+        if !run.failure_known
+            && run.stage_spec(stage).run_if == RunIf::Failure
+            && failed_at.is_some_and(|at| ready_at < at)
+        {
+            run.parked.insert(stage);
+            return;
+        }
         match conditions::gate(run, stage) {
             Gate::Open => {}
             Gate::Park => {

@@ -218,7 +218,7 @@ impl Pump {
     fn decide(&mut self, request: Request) {
         match request {
             Request::Command { command, answer } => {
-                if let Command::WorkerDisconnected { session } = command {
+                if let Command::WorkerDisconnected { session, .. } = command {
                     self.sessions.close(session);
                 }
                 let outcome = self.handle(command);

@@ -53,6 +53,8 @@ pub(crate) struct Context {
     pub(crate) address: String,
     pub(crate) leader_since: Timestamp,
     pub(crate) heartbeat_interval: Duration,
+    /// How long a session may be silent.
+    pub(crate) worker_grace: Duration,
 }
 
 /// Ends a call that takes too long.

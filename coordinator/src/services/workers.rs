@@ -24,14 +24,16 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{Answers, Context, status, translate};
 use crate::{
-    engine::api::{AttemptReport, Command, SessionId, WorkerHello},
+    engine::api::{AttemptReport, Command, Disconnect, SessionId, WorkerHello},
     runtime::{sessions::Outgoing, watchers::Progress},
 };
 
 /// How long a worker may take to say who it is.
 const REGISTER_WITHIN: Duration = Duration::from_secs(10);
-/// A session without a word for this many heartbeats has ended.
-const SILENT_HEARTBEATS: u32 = 4;
+/// A session may be silent for this many heartbeats at least, however short the grace.
+const SILENT_HEARTBEATS: u32 = 2;
+/// How long it may take until a stream whose other half has ended says why.
+const WHY_WITHIN: Duration = Duration::from_millis(50);
 /// Reports that are decided on together: so many, with what they lead to, fit into one commit of any
 /// store.
 const REPORTS_AT_ONCE: usize = 32;
@@ -128,35 +130,55 @@ impl Reader {
         for command in reports(session, unacknowledged) {
             let _ = runtime.tell(command).await;
         }
-        if let Err(status) = self.listen(session).await {
-            // Before the runtime hears of it and closes the session without a word.
-            let _ = errors.try_send(status);
-        }
-        tracing::info!(%worker, session = session.0, "a worker's session ended");
-        let told = runtime.tell(Command::WorkerDisconnected { session }).await;
-        told.map_err(status::from_runtime)
+        let how = match self.listen(session).await {
+            Ok(how) => how,
+            Err((status, how)) => {
+                // Before the runtime hears of it and closes the session without a word.
+                let _ = errors.try_send(status);
+                how
+            }
+        };
+        tracing::info!(%worker, session = session.0, ?how, "a worker's session ended");
+        let gone = Command::WorkerDisconnected { session, how };
+        runtime.tell(gone).await.map_err(status::from_runtime)
     }
 
-    async fn listen(&mut self, session: SessionId) -> Result<(), Status> {
-        let silence = self.context.heartbeat_interval * SILENT_HEARTBEATS;
+    /// Until the session breaks.
+    async fn listen(&mut self, session: SessionId) -> Result<Disconnect, (Status, Disconnect)> {
+        use Disconnect::{Closed, Silent};
+        // At least two words are missed.
+        let silence = self
+            .context
+            .worker_grace
+            .max(self.context.heartbeat_interval * SILENT_HEARTBEATS);
         loop {
             let message = timeout(silence, self.inbound.message());
             let message = tokio::select! {
-                () = self.ended.cancelled() => return Ok(()),
-                () = self.context.tasks.stopping().cancelled() => return Err(status::stopping()),
+                biased;
                 message = message => match message {
-                    Err(_) => return Err(status::timed_out("the worker's next heartbeat")),
-                    Ok(Err(e)) => return Err(e),
-                    Ok(Ok(None)) => return Ok(()),
+                    Err(_) => return Err((status::timed_out("the worker's next heartbeat"), Silent)),
+                    Ok(Err(e)) => {
+                        let how = how(&e);
+                        return Err((e, how));
+                    }
+                    Ok(Ok(None)) => return Ok(Closed),
                     Ok(Ok(Some(message))) => message,
                 },
+                () = self.context.tasks.stopping().cancelled() => {
+                    return Err((status::stopping(), Closed));
+                }
+                // The other half of the stream has ended; this half says in a moment why.
+                () = self.ended.cancelled() => {
+                    return match timeout(WHY_WITHIN, self.inbound.message()).await {
+                        Ok(Err(e)) => Ok(how(&e)),
+                        Ok(Ok(None)) => Ok(Closed),
+                        Ok(Ok(Some(_))) | Err(_) => Ok(Silent),
+                    };
+                }
             };
-            for command in self.take(session, message)? {
-                self.context
-                    .runtime
-                    .tell(command)
-                    .await
-                    .map_err(status::from_runtime)?;
+            for command in self.take(session, message).map_err(|e| (e, Closed))? {
+                let told = self.context.runtime.tell(command).await;
+                told.map_err(|e| (status::from_runtime(e), Closed))?;
             }
         }
     }
@@ -194,6 +216,18 @@ impl Reader {
         };
         Ok(commands)
     }
+}
+
+/// How a connection broke: one that did not answer a keep-alive was silent, any other was closed.
+fn how(e: &Status) -> Disconnect {
+    let mut next: Option<&dyn std::error::Error> = std::error::Error::source(e);
+    while let Some(e) = next {
+        if e.to_string().contains("keep-alive timed out") {
+            return Disconnect::Silent;
+        }
+        next = e.source();
+    }
+    Disconnect::Closed
 }
 
 /// Reports as commands of a bounded size.

@@ -116,7 +116,9 @@ pub struct Cluster {
 
 fn engine_config() -> EngineConfig {
     EngineConfig {
-        worker_grace: Duration::from_millis(300),
+        closed_grace: Duration::from_millis(300),
+        // Longer than a loaded machine keeps a heartbeat back.
+        worker_grace: Duration::from_millis(1000),
         adoption_window: Duration::from_millis(500),
         ..EngineConfig::default()
     }

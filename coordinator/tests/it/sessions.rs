@@ -120,7 +120,7 @@ async fn a_late_report_is_acknowledged_as_refused() {
 #[tokio::test]
 async fn a_worker_that_leaves_is_suspect_at_once() {
     let cluster = Cluster::with(emberline_coordinator::engine::api::EngineConfig {
-        worker_grace: std::time::Duration::from_secs(60),
+        closed_grace: std::time::Duration::from_secs(60),
         ..Default::default()
     })
     .await;

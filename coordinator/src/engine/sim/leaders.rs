@@ -133,6 +133,7 @@ impl World {
     fn load(&self, epoch: Epoch, seed: u64, now: Timestamp) -> Result<(Engine, Decision), String> {
         let config = EngineConfig {
             worker_grace: Duration::from_millis(300),
+            closed_grace: Duration::from_millis(200),
             adoption_window: Duration::from_millis(800),
             max_live_runs: self.weather.max_live_runs,
             max_cache_entries: 8,

@@ -10,7 +10,7 @@ use emberline_common::{
 };
 
 use super::world::{Event, World};
-use crate::engine::api::{Assignment, Command, SessionId};
+use crate::engine::api::{Assignment, Command, Disconnect, SessionId};
 
 /// A connection's number: also the number of its session.
 pub(super) type Link = usize;
@@ -112,7 +112,12 @@ impl World {
         let most = if self.one_in(4) { 1_000_000 } else { 5000 };
         let (above, below) = (self.rng.below(most), self.rng.below(most));
         let session = SessionId(link as u64);
-        let gone = Command::WorkerDisconnected { session };
+        let how = if self.one_in(4) {
+            Disconnect::Silent
+        } else {
+            Disconnect::Closed
+        };
+        let gone = Command::WorkerDisconnected { session, how };
         self.push_up(link, gone, Duration::from_micros(above));
         self.push_down(link, Down::Gone, Duration::from_micros(below));
     }
