@@ -116,7 +116,7 @@ pub enum Command {
         #[arg(long, value_enum, default_value_t = Template::Tabular)]
         template: Template,
     },
-    /// Look at what a cluster stands on (disk, object store, clocks, coordinators), and say what to fix.
+    /// Look at what a cluster stands on (disk, object store, etcd, clocks, coordinators), and say what to fix.
     Doctor(DoctorArguments),
     /// Measure this machine: dispatch, throughput, start-up, memory, artifacts.
     Bench(BenchArguments),
@@ -309,24 +309,9 @@ pub struct CoordinatorArguments {
         value_name = "URL"
     )]
     pub etcd: Vec<String>,
-    /// What all keys in etcd begin with; one for each cluster.
-    #[arg(long, env = "EMBERLINE_ETCD_PREFIX", default_value = "emberline")]
-    pub etcd_prefix: String,
-    /// etcd's user.
-    #[arg(long, env = "EMBERLINE_ETCD_USER", requires = "etcd_password_file")]
-    pub etcd_user: Option<String>,
-    /// The file with the password of etcd's user.
-    #[arg(long, env = "EMBERLINE_ETCD_PASSWORD_FILE", requires = "etcd_user")]
-    pub etcd_password_file: Option<PathBuf>,
-    /// The authority that signed etcd's certificates, in PEM.
-    #[arg(long, env = "EMBERLINE_ETCD_CA")]
-    pub etcd_ca: Option<PathBuf>,
-    /// Our certificate for etcd, in PEM.
-    #[arg(long, env = "EMBERLINE_ETCD_CERT", requires = "etcd_key")]
-    pub etcd_cert: Option<PathBuf>,
-    /// The key of our certificate for etcd, in PEM.
-    #[arg(long, env = "EMBERLINE_ETCD_KEY", requires = "etcd_cert")]
-    pub etcd_key: Option<PathBuf>,
+    /// How to use etcd.
+    #[command(flatten)]
+    pub etcd_access: EtcdArguments,
     /// How often the leader lets etcd forget old versions of keys; `0s` never.
     #[arg(long, default_value = "5m")]
     pub etcd_compact_every: DurationText,
@@ -348,6 +333,29 @@ pub struct CoordinatorArguments {
     /// How often workers say that they live.
     #[arg(long, default_value = "1s")]
     pub heartbeat_interval: DurationText,
+}
+
+/// How to use etcd.
+#[derive(Debug, Args)]
+pub struct EtcdArguments {
+    /// What all keys in etcd begin with; one for each cluster.
+    #[arg(long, env = "EMBERLINE_ETCD_PREFIX", default_value = "emberline")]
+    pub etcd_prefix: String,
+    /// etcd's user.
+    #[arg(long, env = "EMBERLINE_ETCD_USER", requires = "etcd_password_file")]
+    pub etcd_user: Option<String>,
+    /// The file with the password of etcd's user.
+    #[arg(long, env = "EMBERLINE_ETCD_PASSWORD_FILE", requires = "etcd_user")]
+    pub etcd_password_file: Option<PathBuf>,
+    /// The authority that signed etcd's certificates, in PEM.
+    #[arg(long, env = "EMBERLINE_ETCD_CA")]
+    pub etcd_ca: Option<PathBuf>,
+    /// Our certificate for etcd, in PEM.
+    #[arg(long, env = "EMBERLINE_ETCD_CERT", requires = "etcd_key")]
+    pub etcd_cert: Option<PathBuf>,
+    /// The key of our certificate for etcd, in PEM.
+    #[arg(long, env = "EMBERLINE_ETCD_KEY", requires = "etcd_cert")]
+    pub etcd_key: Option<PathBuf>,
 }
 
 /// How to be a worker. The coordinators are named by `--server`, the directory by `--state-dir`.
@@ -392,6 +400,17 @@ pub struct DoctorArguments {
     /// The object store, as the coordinators are given it.
     #[arg(long, env = "EMBERLINE_ARTIFACTS", value_name = "URL")]
     pub artifacts: Option<String>,
+    /// etcd's members, as the coordinators are given them.
+    #[arg(
+        long,
+        env = "EMBERLINE_ETCD",
+        value_delimiter = ',',
+        value_name = "URL"
+    )]
+    pub etcd: Vec<String>,
+    /// How to use etcd.
+    #[command(flatten)]
+    pub etcd_access: EtcdArguments,
 }
 
 /// A starter pipeline.

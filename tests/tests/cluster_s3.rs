@@ -8,7 +8,7 @@ use std::{fs, time::Duration};
 
 use emberline_proto::v1::{GetRunResponse, RunState};
 use emberline_tests::{
-    HttpProxy, Output, Place, S3Server,
+    Etcd, HttpProxy, Output, Place, S3Server,
     client::state_of,
     cluster::{Builder, Cluster},
     http_proxy::{Fault, Rule},
@@ -274,4 +274,58 @@ fn doctor_says_who_leads_and_who_is_gone() {
     assert_eq!(health, "fail");
     assert!(detail.contains("cannot be reached"), "{detail}");
     assert_eq!(found(&ill, "leadership")[0].0, "ok");
+}
+
+#[test]
+fn doctor_says_what_is_wrong_with_etcd() {
+    let mut etcd = Etcd::start(3);
+    let examine = |etcd: &Etcd, code: i32| {
+        let urls = etcd.urls().join(",");
+        let place = Place::new();
+        let call = place.emberline(&["doctor", "--etcd", &urls, "-o", "json"]);
+        call.within(seconds(40)).run().expect_code(code).json()
+    };
+    let well = examine(&etcd, 0);
+    assert_eq!(found(&well, "etcd http").len(), 3, "{well:#}");
+    for (health, detail) in found(&well, "etcd http") {
+        assert_ne!(health, "fail", "{well:#}");
+        assert!(detail.contains("version 3."), "{well:#}");
+    }
+    let roles = found(&well, "etcd http")
+        .into_iter()
+        .map(|(_, detail)| detail);
+    assert_eq!(roles.filter(|detail| detail.contains("leads")).count(), 1);
+    assert_eq!(found(&well, "etcd: alarms"), [("ok", "none")]);
+    assert_ne!(found(&well, "etcd: write")[0].0, "fail", "{well:#}");
+    assert!(etcd.get("emberline/doctor").is_none(), "its key is left");
+
+    // Two of three go on.
+    etcd.kill(0);
+    etcd.wait_until_it_answers();
+    let ill = examine(&etcd, 1);
+    let gone = found(&ill, &format!("etcd {}", etcd.url(0)))[0];
+    assert_eq!(gone.0, "fail", "{ill:#}");
+    assert!(gone.1.contains("refused"), "{ill:#}");
+    assert_ne!(found(&ill, "etcd: write")[0].0, "fail", "{ill:#}");
+
+    // One of three does not.
+    etcd.kill(1);
+    let ill = examine(&etcd, 1);
+    for what in ["etcd: read", "etcd: write"] {
+        assert_eq!(found(&ill, what)[0].0, "fail", "{ill:#}");
+    }
+}
+
+#[test]
+fn doctor_says_that_etcd_is_full() {
+    let etcd = Etcd::with_quota(1, 4 << 20);
+    etcd.fill();
+    let place = Place::new();
+    let told = place
+        .emberline(&["doctor", "--etcd", &etcd.url(0)])
+        .within(seconds(40))
+        .run()
+        .expect_code(1);
+    assert!(told.stdout.contains("NOSPACE"), "{told}");
+    assert!(told.stdout.contains("alarm disarm"), "{told}");
 }

@@ -19,7 +19,11 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-use crate::{args::CoordinatorArguments, exit::Exit, output};
+use crate::{
+    args::{CoordinatorArguments, EtcdArguments},
+    exit::Exit,
+    output,
+};
 
 /// Assignments of one decision, so that a commit fits into one of etcd's transactions.
 const ASSIGNMENTS_AT_ONCE: usize = 48;
@@ -77,9 +81,14 @@ pub async fn coordinator(arguments: CoordinatorArguments, quiet: bool) -> anyhow
         .await
         .map_err(|e| Exit::cluster(format!("cannot serve on {listen}: {e}")))?;
     let store = Arc::new(
-        EtcdStore::open(etcd(&arguments, &times)?)
-            .await
-            .map_err(told)?,
+        EtcdStore::open(etcd(
+            &arguments.etcd,
+            &arguments.etcd_access,
+            times.lease_ttl,
+            arguments.etcd_compact_every.0,
+        )?)
+        .await
+        .map_err(told)?,
     );
     if let Some(trouble) = store.trouble() {
         eprintln!("waiting for etcd: {}", trouble.text);
@@ -139,8 +148,14 @@ async fn address(listen: &str) -> Result<SocketAddr, Exit> {
         .ok_or_else(|| wrong("it names no machine".into()))
 }
 
-fn etcd(arguments: &CoordinatorArguments, times: &Times) -> Result<EtcdConfig, Exit> {
-    let user = match (&arguments.etcd_user, &arguments.etcd_password_file) {
+/// How to reach and use etcd.
+pub(super) fn etcd(
+    endpoints: &[String],
+    access: &EtcdArguments,
+    lease_ttl: Duration,
+    compact_every: Duration,
+) -> Result<EtcdConfig, Exit> {
+    let user = match (&access.etcd_user, &access.etcd_password_file) {
         (Some(user), Some(file)) => {
             let password = std::fs::read_to_string(file)
                 .map_err(|e| Exit::input(format!("cannot read `{}`: {e}", file.display())))?;
@@ -152,18 +167,17 @@ fn etcd(arguments: &CoordinatorArguments, times: &Times) -> Result<EtcdConfig, E
         _ => None,
     };
     let tls = EtcdTls::read(
-        arguments.etcd_ca.clone(),
-        arguments.etcd_cert.clone(),
-        arguments.etcd_key.clone(),
+        access.etcd_ca.clone(),
+        access.etcd_cert.clone(),
+        access.etcd_key.clone(),
     );
-    let every = arguments.etcd_compact_every.0;
     Ok(EtcdConfig {
-        endpoints: arguments.etcd.clone(),
-        prefix: arguments.etcd_prefix.clone(),
+        endpoints: endpoints.to_vec(),
+        prefix: access.etcd_prefix.clone(),
         user,
         tls: tls.map_err(told)?,
-        lease_ttl: times.lease_ttl,
-        compact_every: (!every.is_zero()).then_some(every),
+        lease_ttl,
+        compact_every: (!compact_every.is_zero()).then_some(compact_every),
     })
 }
 

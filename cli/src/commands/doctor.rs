@@ -12,6 +12,7 @@ use emberline_common::{
     finding::{Finding, Health},
     time::Timestamp,
 };
+use emberline_coordinator::store::etcd::examine;
 use emberline_proto::v1::{
     GetClusterStatusRequest, GetClusterStatusResponse, cluster_service_client::ClusterServiceClient,
 };
@@ -47,6 +48,9 @@ pub async fn doctor(
     let mut findings = disk(&cluster.state_dir, cluster.cache_size.0).await;
     if let Some(url) = &arguments.artifacts {
         findings.extend(storage(url).await);
+    }
+    if !arguments.etcd.is_empty() {
+        findings.extend(etcd(arguments).await?);
     }
     if let Some(servers) = &cluster.server {
         findings.extend(coordinators(servers).await);
@@ -216,6 +220,17 @@ fn clock(what: &str, ahead: i64) -> Finding {
         a if a > BAD_CLOCK => Finding::warn(what, detail, fix),
         _ => Finding::ok(what, detail),
     }
+}
+
+// ---- etcd ----
+
+async fn etcd(arguments: &DoctorArguments) -> anyhow::Result<Vec<Finding>> {
+    let access = &arguments.etcd_access;
+    // Nobody leads by this, so there is neither a lease nor a compaction.
+    let config = super::coordinator::etcd(&arguments.etcd, access, Duration::ZERO, Duration::ZERO)?;
+    examine(&config)
+        .await
+        .map_err(|e| Exit::input(e.to_string()).into())
 }
 
 // ---- The coordinators ----
