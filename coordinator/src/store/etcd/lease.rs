@@ -117,7 +117,7 @@ impl Inner {
     pub(super) async fn read_leader(&self, patience: Patience) -> Result<Read, CallError> {
         let key = self.keys.leader.clone();
         let got = self
-            .members
+            .pulse
             .call(patience, |client| {
                 let key = key.clone();
                 async move { client.kv_client().get(key, None).await }
@@ -166,12 +166,12 @@ impl Inner {
         let sent = Instant::now();
         // A grant whose answer is late belongs to a lease that has partly run: so it is sent anew.
         let patience = Patience::Until(sent + ttl / 2);
-        let granted = self.members.call(patience, |client| async move {
+        let granted = self.pulse.call(patience, |client| async move {
             client.lease_client().grant(seconds(ttl), None).await
         });
         let lease = match granted.await {
             Ok(granted) => {
-                self.members.wrote();
+                self.pulse.wrote();
                 granted.id()
             }
             Err(CallError::GaveUp(_)) => return Ok(None),
@@ -196,7 +196,7 @@ impl Inner {
                 ),
                 TxnOp::get(self.keys.commit.as_str(), None),
             ]);
-        let done = self.members.call(patience, |client| {
+        let done = self.pulse.call(patience, |client| {
             let txn = txn.clone();
             async move { client.kv_client().txn(txn).await }
         });
@@ -255,7 +255,7 @@ impl Inner {
                 }
                 let lease = term.lease;
                 let patience = Patience::Until(deadline);
-                let renewed = self.members.call(patience, |client| {
+                let renewed = self.pulse.call(patience, |client| {
                     let sent = Instant::now();
                     async move {
                         client.lease_client().keep_alive(lease).await?;
@@ -298,7 +298,7 @@ impl Inner {
             ticks.tick().await;
             let patience = Patience::Until(Instant::now() + every / 2);
             let now = self.read_leader(patience).await.map(|read| read.revision);
-            let compacted = self.members.call(patience, |client| async move {
+            let compacted = self.pulse.call(patience, |client| async move {
                 client.kv_client().compact(before, None).await
             });
             match compacted.await {
@@ -336,7 +336,7 @@ impl Inner {
 
     async fn revoke(&self, lease: i64) {
         let patience = Patience::Until(Instant::now() + RESIGN_WITHIN);
-        let revoked = self.members.call(patience, |client| async move {
+        let revoked = self.pulse.call(patience, |client| async move {
             client.lease_client().revoke(lease).await
         });
         match revoked.await {
@@ -366,20 +366,20 @@ impl Inner {
 
     /// Takes in what the watch says, until the watch breaks: then it is read again.
     async fn watch_from(&self, revision: i64, seen: &watch::Sender<Option<Leader>>) {
-        let Ok((at, client)) = self.members.streaming().await else {
+        let Ok((at, client)) = self.pulse.streaming().await else {
             return sleep(Duration::from_millis(50)).await;
         };
         let options = WatchOptions::new().with_start_revision(revision);
         let mut watching = client.watch_client();
         let opened = watching.watch(self.keys.leader.as_str(), Some(options));
         let Ok(Ok(mut stream)) = timeout(LOOK_AGAIN, opened).await else {
-            self.members.leave(at);
+            self.pulse.leave(at);
             return sleep(Duration::from_millis(50)).await;
         };
         // A member that is cut off says nothing; so the watch is opened anew once in a while.
         while let Ok(next) = timeout(WATCH_FOR, stream.message()).await {
             let Ok(Some(response)) = next else {
-                self.members.leave(at);
+                self.pulse.leave(at);
                 return sleep(Duration::from_millis(50)).await;
             };
             if response.canceled() {
@@ -422,7 +422,7 @@ impl Inner {
         let key = self.keys.coordinator(&candidate.address);
         let value = serde_json::to_vec(&candidate).unwrap_or_default();
         loop {
-            let granted = self.members.call(Patience::Endless, |client| async move {
+            let granted = self.pulse.call(Patience::Endless, |client| async move {
                 let ttl = seconds(PRESENCE_TTL);
                 client.lease_client().grant(ttl, None).await
             });
@@ -431,7 +431,7 @@ impl Inner {
                 continue;
             };
             let lease = granted.id();
-            let put = self.members.call(Patience::Endless, |client| {
+            let put = self.pulse.call(Patience::Endless, |client| {
                 let (key, value) = (key.clone(), value.clone());
                 let options = PutOptions::new().with_lease(lease);
                 async move { client.kv_client().put(key, value, Some(options)).await }
@@ -441,7 +441,7 @@ impl Inner {
             }
             loop {
                 sleep(PRESENCE_TTL / 3).await;
-                let renewed = self.members.call(Patience::Endless, |client| async move {
+                let renewed = self.pulse.call(Patience::Endless, |client| async move {
                     client.lease_client().keep_alive(lease).await
                 });
                 if renewed.await.is_err() {
@@ -455,7 +455,7 @@ impl Inner {
     pub(super) async fn coordinators(&self) -> Result<Vec<Candidate>, StoreError> {
         let prefix = self.keys.coordinator("");
         let patience = Patience::Until(Instant::now() + LOOK_AGAIN);
-        let got = self.members.call(patience, |client| {
+        let got = self.pulse.call(patience, |client| {
             let (prefix, options) = (prefix.clone(), GetOptions::new().with_prefix());
             async move { client.kv_client().get(prefix, Some(options)).await }
         });

@@ -123,6 +123,8 @@ pub struct EtcdStore {
 
 struct Inner {
     members: Members,
+    /// Connections of their own for what is about the leadership: no large commit delays a renewal.
+    pulse: Members,
     keys: Keys,
     lease_ttl: Duration,
     compact_every: Option<Duration>,
@@ -184,9 +186,11 @@ impl EtcdStore {
             )));
         }
         let members = Members::new(&config)?;
+        let pulse = Members::new(&config)?;
         let stop = CancellationToken::new();
         let inner = Arc::new(Inner {
             members,
+            pulse,
             keys: Keys::new(&prefix),
             lease_ttl: config.lease_ttl,
             compact_every: config.compact_every,
@@ -275,7 +279,9 @@ impl StateStore for EtcdStore {
     }
 
     fn trouble(&self) -> Option<Trouble> {
-        self.inner.members.trouble().map(|trouble| Trouble {
+        let pulse = || self.inner.pulse.trouble();
+        let trouble = self.inner.members.trouble().or_else(pulse);
+        trouble.map(|trouble| Trouble {
             text: trouble.to_string(),
             since: trouble.since,
         })

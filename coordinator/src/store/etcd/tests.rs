@@ -76,7 +76,7 @@ impl Etcd {
             prefix: prefix.to_owned(),
             user: None,
             tls: None,
-            lease_ttl: Duration::from_secs(2),
+            lease_ttl: Duration::from_secs(3),
             compact_every: None,
         }
     }
