@@ -5,16 +5,23 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use emberline_common::artifact::{ArtifactError, ArtifactStore};
+use emberline_common::{
+    artifact::{ArtifactError, ArtifactStore},
+    ids::Epoch,
+};
 use thiserror::Error;
-use tokio::{net::TcpListener, sync::watch, time::sleep};
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    time::{sleep, timeout},
+};
 
 use crate::{
     attend,
     engine::api::EngineConfig,
     runtime::{Runtime, counters::Counts},
     services::{role::Role, server},
-    store::{Candidate, StateStore, StoreError},
+    store::{Candidate, StateStore, StoreError, check_schema},
     tasks::Tasks,
     term::Term,
 };
@@ -23,6 +30,10 @@ use crate::{
 const END_WITHIN: Duration = Duration::from_secs(5);
 /// How long to wait before leading is tried again after it failed for a cause that may pass.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
+/// How long a coordinator that did not lead may take to make sure of that when it stops.
+const FAREWELL_WITHIN: Duration = Duration::from_millis(500);
+/// How long the first look at the state may take before it is left for later.
+const LOOK_WITHIN: Duration = Duration::from_secs(2);
 
 /// What a coordinator is made of.
 pub struct CoordinatorConfig {
@@ -98,7 +109,8 @@ impl Coordinator {
     /// Serves on the listener, and leads as soon as it can; see [`Self::leads`].
     ///
     /// # Errors
-    /// [`CoordinatorError::Serve`].
+    /// [`CoordinatorError::Serve`]; [`CoordinatorError::Store`] if the state is not one that this
+    /// coordinator could ever lead with.
     pub async fn start(
         config: CoordinatorConfig,
         listener: TcpListener,
@@ -116,6 +128,12 @@ impl Coordinator {
         };
         let tasks = Tasks::new();
         let store = Arc::clone(&config.store);
+        if config.one_of_many && store.trouble().is_none() {
+            // Told before anything is served. If the store does not answer now, it is told later.
+            if let Ok(fits) = timeout(LOOK_WITHIN, fits(&config)).await {
+                fits?;
+            }
+        }
         let role = Role::new(Arc::clone(&store)).await;
         let serving = server::serve(role.clone(), listener, tasks.stopping().clone());
         tasks.spawn("server", serving);
@@ -200,6 +218,25 @@ impl Coordinator {
     }
 }
 
+/// Whether this coordinator could lead at all: the state belongs to its cluster, and its build knows
+/// the schema. A follower that could not would be found out only when it is needed. Nothing is
+/// written: what is not there yet is left to the first leader.
+async fn fits(config: &CoordinatorConfig) -> Result<(), CoordinatorError> {
+    // Nobody leads in that term, so it can't write.
+    let nobody = Epoch(0);
+    let store = &config.store;
+    for checked in [
+        check_schema(store.as_ref(), nobody).await,
+        store.claim(nobody, config.artifacts.url()).await,
+    ] {
+        match checked.map_err(CoordinatorError::from) {
+            Err(e) if !e.may_pass() => return Err(e),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// Leads one term after the other.
 struct Terms {
     config: CoordinatorConfig,
@@ -225,13 +262,21 @@ impl Terms {
         if self.config.one_of_many {
             tokio::select! {
                 () = stopping.cancelled() => return Ok(()),
+                fits = fits(&self.config) => fits?,
+            }
+            tokio::select! {
+                () = stopping.cancelled() => return Ok(()),
                 () = self.bury_predecessor() => {}
             }
         }
         loop {
             let campaign = self.config.store.campaign(self.candidate.clone());
             let epoch = tokio::select! {
-                () = stopping.cancelled() => return Ok(()),
+                () = stopping.cancelled() => {
+                    // It may have been won just now; then nobody should wait for the lease.
+                    let _ = timeout(FAREWELL_WITHIN, self.bury_predecessor()).await;
+                    return Ok(());
+                }
                 epoch = campaign => epoch,
             };
             let failed = match epoch {
@@ -253,7 +298,7 @@ impl Terms {
         }
     }
 
-    async fn one(&self, epoch: emberline_common::ids::Epoch) -> End {
+    async fn one(&self, epoch: Epoch) -> End {
         let store = &self.config.store;
         let over = store.term_ended(epoch);
         tokio::pin!(over);
@@ -306,13 +351,13 @@ impl Terms {
         }
     }
 
-    /// Whoever led at our own address is dead: we listen there now.
+    /// Whoever leads at our own address does not: we listen there, and have not begun or are done.
     async fn bury_predecessor(&self) {
         let store = &self.config.store;
         if let Ok(Some(leader)) = store.leader().await
             && leader.address == self.candidate.address
         {
-            tracing::info!(term = %leader.epoch, "ending the term of the process before this one");
+            tracing::info!(term = %leader.epoch, "ending a term at this address that nobody leads");
             if let Err(e) = store.depose(leader.epoch).await {
                 tracing::warn!(error = %e, "its lease has to run out");
             }
