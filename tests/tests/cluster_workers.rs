@@ -192,7 +192,7 @@ fn a_cut_connection_alone_restarts_nothing() {
 }
 
 #[test]
-fn two_workers_with_one_name_never_run_one_attempt_both() {
+fn a_second_worker_under_one_name_waits_until_the_first_is_gone() {
     let mut cluster = builder().workers(1).start();
     let (run, _) = gated_run(&mut cluster);
     let second = cluster.add_worker();
@@ -200,25 +200,24 @@ fn two_workers_with_one_name_never_run_one_attempt_both() {
     let arguments = cluster.worker_arguments("w0", "twin");
     cluster.workers[second] = Node::new(&nodes, "twin", arguments);
     cluster.workers[second].start();
-    wait_for(
-        "one of both has the name, and the other is told",
-        seconds(20),
-        || {
-            let told = |node: &Node| node.stderr().contains("w0");
-            (0..2).any(|i| told(&cluster.workers[i])).then_some(())
-        },
-    );
+    wait_for("it is told why it gets no work", seconds(20), || {
+        let stderr = cluster.workers[second].stderr();
+        let told = "another process is connected as worker `w0`";
+        stderr.contains(told).then_some(())
+    });
     cluster.journal.open("g");
     cluster.succeeds(&run);
     let pipeline = cluster.journal.chains(3, 3);
     let more = cluster.submit(&pipeline);
     cluster.succeeds(&more);
+    assert_eq!(cluster.workers[second].stdout(), "", "it has no session");
+    cluster.workers[0].kill();
+    cluster.workers[second].wait_for_line(" has a session with ");
+    let more = cluster.submit(&pipeline);
+    cluster.succeeds(&more);
     cluster.check();
-    // They do not take the name from each other without end.
-    let sessions: usize = (cluster.workers.iter())
-        .map(|w| w.stdout().matches(" has a session with ").count())
-        .sum();
-    assert!(sessions < 10, "{sessions} sessions");
+    // Nothing was lost by it.
+    assert_eq!(cluster.history.attempts(&run, "wait"), 1);
 }
 
 #[test]
