@@ -112,11 +112,17 @@ fn without_a_quorum_nothing_is_accepted_and_what_runs_counts_afterwards() {
 fn a_full_etcd_takes_no_runs_until_there_is_room_and_loses_none() {
     let mut cluster = Builder::new().coordinators(2).quota(16 << 20).start();
     let run = gated_run(&mut cluster);
+    let leader = cluster.wait_for_leader().index;
     cluster.etcd.fill();
     let pipeline = cluster.journal.chains(1, 1);
     let request = cluster.request(&pipeline);
     let told = wait_for("it says why", seconds(15), || {
-        let refused = cluster.client.submit(&request, Duration::ZERO).unwrap_err();
+        let server = &cluster.servers()[leader];
+        let request = request.clone();
+        let refused = cluster
+            .client
+            .ask(server, async |mut client| client.submit_run(request).await)
+            .unwrap_err();
         let is_plain = refused.message().contains("space");
         is_plain.then_some(refused)
     });
