@@ -94,6 +94,9 @@ pub enum Command {
     /// Show the cluster's leader, workers and queue.
     #[command(subcommand)]
     Cluster(ClusterCommand),
+    /// List workers, and let them end.
+    #[command(subcommand)]
+    Workers(WorkersCommand),
     /// Be a coordinator of a cluster: serve, and lead whenever nobody else does.
     Coordinator(Box<CoordinatorArguments>),
     /// Be a worker of a cluster: run what its leader assigns.
@@ -411,6 +414,18 @@ pub struct DoctorArguments {
     /// How to use etcd.
     #[command(flatten)]
     pub etcd_access: EtcdArguments,
+}
+
+/// What to do with workers.
+#[derive(Debug, Subcommand)]
+pub enum WorkersCommand {
+    /// List the workers that are there.
+    List,
+    /// Tell a worker to take no more work, to finish what runs, and then to end.
+    Drain {
+        /// Its name.
+        worker: String,
+    },
 }
 
 /// A starter pipeline.

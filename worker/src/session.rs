@@ -54,6 +54,8 @@ pub(crate) struct Session {
     pub runner: Arc<Runner>,
     pub connected: watch::Sender<Option<LeaderSeen>>,
     pub cancel: CancellationToken,
+    /// Cancelled when a leader has told this worker to drain.
+    pub drained: CancellationToken,
 }
 
 impl Session {
@@ -300,6 +302,11 @@ impl Session {
                 }
             }
             Some(leader_message::Message::Heartbeat(_)) => {}
+            Some(leader_message::Message::Drain(_)) => {
+                tracing::info!("the leader wants this worker to take no more work, and to end");
+                self.runner.board.drain();
+                self.drained.cancel();
+            }
             Some(leader_message::Message::Registered(_)) | None => {
                 tracing::warn!("the leader sent a message that this worker does not know");
             }

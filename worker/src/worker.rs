@@ -30,6 +30,9 @@ use crate::{
 /// How long stages may take to stop when the worker is shut down at once.
 const SHUTDOWN: Duration = Duration::from_secs(5);
 
+/// Longer than anybody watches one wait.
+const LONG: Duration = Duration::from_hours(1);
+
 /// A worker; see [`Worker::builder`].
 pub struct Worker;
 
@@ -142,6 +145,7 @@ impl WorkerBuilder {
         });
         let (connected, leader) = watch::channel(None);
         let cancel = CancellationToken::new();
+        let drained = CancellationToken::new();
         let session = Session {
             incarnation: format!("i{:016x}", RandomState::new().hash_one(std::process::id())),
             leaders: config.leaders.clone(),
@@ -149,8 +153,10 @@ impl WorkerBuilder {
             runner: runner.clone(),
             connected,
             cancel: cancel.clone(),
+            drained: drained.clone(),
         };
         Ok(RunningWorker {
+            drained,
             runner,
             leader,
             cancel,
@@ -162,6 +168,7 @@ impl WorkerBuilder {
 /// A worker at work. Dropped without [`drain`](Self::drain) or [`shutdown`](Self::shutdown), its
 /// session ends and its stages are asked to stop, but nobody waits for them.
 pub struct RunningWorker {
+    drained: CancellationToken,
     runner: Arc<Runner>,
     leader: watch::Receiver<Option<LeaderSeen>>,
     cancel: CancellationToken,
@@ -173,6 +180,12 @@ impl RunningWorker {
     #[must_use]
     pub fn leader(&self) -> watch::Receiver<Option<LeaderSeen>> {
         self.leader.clone()
+    }
+
+    /// Resolves when a leader has told it to drain: it takes no more work already, and whoever owns it
+    /// should [`drain`](Self::drain) it, with as much time as its attempts need.
+    pub async fn told_to_drain(&self) {
+        self.drained.cancelled().await;
     }
 
     /// Takes no more work and lets what runs finish; what has not after `within` is asked to save a
@@ -198,6 +211,11 @@ impl RunningWorker {
         board.stop_all(StopReason::Preempted);
         self.wait(Instant::now() + SHUTDOWN, Board::is_empty).await;
         self.stop().await;
+    }
+
+    /// Resolves when nothing runs and the leader knows of everything that ran.
+    pub async fn idle(&self) {
+        while !self.wait(Instant::now() + LONG, Board::is_idle).await {}
     }
 
     async fn wait(&self, deadline: Instant, ready: fn(&Board) -> bool) -> bool {

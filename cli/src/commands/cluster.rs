@@ -1,9 +1,9 @@
 //! `cluster status`: leader, workers, queue.
 
-use emberline_proto::v1::{GetClusterStatusRequest, WorkerState};
+use emberline_proto::v1::GetClusterStatusRequest;
 use serde_json::json;
 
-use super::runs::time;
+use super::{runs::time, workers};
 use crate::{
     args::{ClusterArguments, ClusterCommand, Format},
     client::Cluster,
@@ -29,16 +29,8 @@ async fn status(cluster: &Cluster, format: Format) -> anyhow::Result<()> {
         .get_cluster_status(GetClusterStatusRequest {})
         .await?
         .into_inner();
-    let state = |s| match s {
-        WorkerState::Unspecified => "unknown",
-        WorkerState::Connected => "connected",
-        WorkerState::Suspect => "suspect",
-        WorkerState::Draining => "draining",
-    };
     if format == Format::Json {
-        let workers = status.workers.iter().map(|w| {
-            json!({"worker": w.worker, "state": state(w.state()), "running": w.running, "kinds": w.kinds, "labels": w.labels, "version": w.version})
-        });
+        let workers = status.workers.iter().map(workers::worker_json);
         return output::json(&json!({
             "leader": status.leader, "epoch": status.epoch, "version": status.version,
             "leader_since": status.leader_since.as_ref().map(time),
@@ -73,29 +65,5 @@ async fn status(cluster: &Cluster, format: Format) -> anyhow::Result<()> {
             clean(&there.address)
         ))?;
     }
-    let rows: Vec<Vec<String>> = status
-        .workers
-        .iter()
-        .map(|w| {
-            let (total, free) = (w.total.unwrap_or_default(), w.free.unwrap_or_default());
-            vec![
-                w.worker.clone(),
-                state(w.state()).to_owned(),
-                w.running.to_string(),
-                format!(
-                    "{}/{}",
-                    f64::from(free.cpu_millis) / 1000.0,
-                    f64::from(total.cpu_millis) / 1000.0
-                ),
-                format!("{}/{}", free.gpus, total.gpus),
-                w.kinds.join(","),
-            ]
-        })
-        .collect();
-    Ok(output::table(
-        &[
-            "WORKER", "STATE", "RUNNING", "FREE CPU", "FREE GPU", "KINDS",
-        ],
-        &rows,
-    )?)
+    workers::table(&status.workers)
 }

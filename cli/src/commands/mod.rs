@@ -14,6 +14,7 @@ mod runs;
 mod submission;
 mod validate;
 mod worker;
+mod workers;
 
 use clap::CommandFactory as _;
 
@@ -39,6 +40,7 @@ pub async fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
         Command::Artifacts(command) => artifacts::artifacts(&cluster, command, quiet, format).await,
         Command::Models(command) => models::models(&cluster, command, format).await,
         Command::Cluster(command) => cluster::cluster(&cluster, &command, format).await,
+        Command::Workers(command) => workers::workers(&cluster, command, quiet, format).await,
         Command::Coordinator(how) => coordinator::coordinator(*how, quiet).await,
         Command::Worker(how) => worker::worker(&cluster, &how, quiet).await,
         Command::Dev { listen, workers } => dev::dev(&cluster, &listen, workers, quiet).await,

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs::File, path::Path};
 use emberline_common::{ids::WorkerName, resources::Resources};
 use emberline_worker::{RunningWorker, Worker, WorkerConfig, WorkerError};
 use rustix::fs::{FlockOperation, flock};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
     args::{ClusterArguments, WorkerArguments},
@@ -30,11 +30,35 @@ pub async fn worker(
         WorkerError::Config { .. } => Exit::input(e.to_string()),
         WorkerError::StateDir { .. } => Exit::cluster(e.to_string()),
     })?;
+    let told = tokio::select! {
+        _ = terminate.recv() => false,
+        _ = interrupt.recv() => false,
+        () = worker.told_to_drain() => true,
+        ended = tell(&worker, &name, quiet) => return ended,
+    };
+    if !told {
+        return stop(worker, arguments, &name, quiet, terminate, interrupt).await;
+    }
+    if !quiet {
+        output::line(format!("worker {name} drains"))?;
+    }
     tokio::select! {
+        () = worker.idle() => {}
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
-        ended = tell(&worker, &name, quiet) => ended?,
     }
+    stop(worker, arguments, &name, quiet, terminate, interrupt).await
+}
+
+/// Gives back what runs and leaves; another signal leaves at once.
+async fn stop(
+    worker: RunningWorker,
+    arguments: &WorkerArguments,
+    name: &WorkerName,
+    quiet: bool,
+    mut terminate: Signal,
+    mut interrupt: Signal,
+) -> anyhow::Result<()> {
     if !quiet {
         output::line(format!("worker {name} stops"))?;
     }

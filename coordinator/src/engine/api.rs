@@ -57,6 +57,11 @@ pub enum Command {
         /// The session.
         session: SessionId,
     },
+    /// A person wants a worker to take no more work, and to end.
+    DrainWorker {
+        /// Which.
+        worker: WorkerName,
+    },
     /// Attempts ended.
     Reports {
         /// The session that says so.
@@ -304,6 +309,11 @@ pub enum Effect {
         /// Which.
         attempt: AttemptId,
     },
+    /// Tell a worker to take no more work, to finish what runs, and to end.
+    Drain {
+        /// Whom.
+        session: SessionId,
+    },
     /// Tell a worker what became of its report.
     Ack {
         /// Whom.
@@ -335,6 +345,11 @@ pub enum Outcome {
     },
     /// The run as it is now.
     Run(Box<RunSummary>),
+    /// A worker that was told to drain.
+    Draining {
+        /// Attempts that it still runs.
+        running: usize,
+    },
 }
 
 /// Why a command was refused. Nothing has changed.
@@ -343,6 +358,9 @@ pub enum Refusal {
     /// There is no such run among the live ones.
     #[error("there is no live run `{0}`")]
     NoSuchRun(RunId),
+    /// There is no such worker.
+    #[error("there is no worker `{0}`")]
+    NoSuchWorker(WorkerName),
     /// The run's state does not allow it.
     #[error("run `{run}` is {state}: {hint}")]
     WrongState {

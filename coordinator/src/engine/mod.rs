@@ -167,6 +167,7 @@ impl Engine {
                 self.disconnected(session, how);
                 Ok(Outcome::Done)
             }
+            Command::DrainWorker { worker } => self.drain_worker(worker),
             Command::WorkerDraining { session } => {
                 self.fleet.drain(session);
                 Ok(Outcome::Done)

@@ -13,7 +13,7 @@ use emberline_common::{
 
 use super::{
     Engine,
-    api::{Disconnect, Effect, SessionId, WorkerHello},
+    api::{Disconnect, Effect, Outcome, Refusal, SessionId, WorkerHello},
     deadlines::Due,
     run::TaskRef,
 };
@@ -81,6 +81,17 @@ impl Engine {
             self.attempt_ended(at, failure, false, None);
             self.settle(at.run);
         }
+    }
+
+    /// A person wants it to end. The worker remembers it, whoever leads next.
+    pub(super) fn drain_worker(&mut self, name: WorkerName) -> Result<Outcome, Refusal> {
+        let Some(worker) = self.fleet.workers.get(&name) else {
+            return Err(Refusal::NoSuchWorker(name));
+        };
+        let (session, running) = (worker.session, worker.attempts.len());
+        self.fleet.drain(session);
+        self.effect(Effect::Drain { session });
+        Ok(Outcome::Draining { running })
     }
 
     pub(super) fn disconnected(&mut self, session: SessionId, how: Disconnect) {

@@ -341,6 +341,9 @@ impl Pump {
                     Effect::Stop { session, attempt } => {
                         sessions.entry(session).or_default().stop.push(attempt);
                     }
+                    Effect::Drain { session } => {
+                        sessions.entry(session).or_default().drain = true;
+                    }
                     Effect::Ack {
                         session,
                         attempt,

@@ -21,6 +21,8 @@ pub struct Outgoing {
     pub assignments: Vec<Assignment>,
     /// Attempts to stop.
     pub stop: Vec<AttemptId>,
+    /// Whether it is to take no more work and to end.
+    pub drain: bool,
     /// Why its session ends here, if it does.
     pub close: Option<String>,
 }

@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
+use emberline_common::wire;
 use emberline_proto::v1::{
-    CoordinatorView, GetClusterStatusRequest, GetClusterStatusResponse, WorkerState, WorkerView,
-    cluster_service_server::ClusterService,
+    CoordinatorView, DrainWorkerRequest, DrainWorkerResponse, GetClusterStatusRequest,
+    GetClusterStatusResponse, WorkerState, WorkerView, cluster_service_server::ClusterService,
 };
 use tonic::{Request, Response, Status};
 
 use super::{Context, in_time, status};
-use crate::engine::api::WorkerStatus;
+use crate::engine::api::{Command, Outcome, WorkerStatus};
 
 pub(crate) struct Cluster(pub(crate) Arc<Context>);
 
@@ -35,6 +36,25 @@ fn worker(worker: WorkerStatus) -> WorkerView {
 
 #[tonic::async_trait]
 impl ClusterService for Cluster {
+    async fn drain_worker(
+        &self,
+        request: Request<DrainWorkerRequest>,
+    ) -> Result<Response<DrainWorkerResponse>, Status> {
+        let worker = wire::id("worker", &request.into_inner().worker);
+        let worker = worker.map_err(|e| status::bad_wire(&e))?;
+        in_time("the answer", async {
+            let told = self.0.runtime.command(Command::DrainWorker { worker });
+            let running = match told.await.map_err(status::from_runtime)? {
+                Outcome::Draining { running } => running,
+                _ => 0,
+            };
+            Ok(DrainWorkerResponse {
+                running: u32::try_from(running).unwrap_or(u32::MAX),
+            })
+        })
+        .await
+    }
+
     async fn get_cluster_status(
         &self,
         _request: Request<GetClusterStatusRequest>,

@@ -150,7 +150,7 @@ pub(super) fn from_runtime(e: RuntimeError) -> Status {
         RuntimeError::Busy => try_again(Code::ResourceExhausted, "BUSY", message),
         RuntimeError::Stopped => try_again(Code::Unavailable, "NOT_LEADING", message),
         RuntimeError::ReadOnly(_) => try_again(Code::Unavailable, "READ_ONLY", message),
-        RuntimeError::Refused(Refusal::NoSuchRun(_)) => {
+        RuntimeError::Refused(Refusal::NoSuchRun(_) | Refusal::NoSuchWorker(_)) => {
             with_reason(Code::NotFound, "NOT_FOUND", message)
         }
         RuntimeError::Refused(Refusal::WrongState { .. }) => {

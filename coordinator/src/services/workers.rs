@@ -9,8 +9,8 @@ use emberline_common::{ids::AttemptId, wire};
 use emberline_proto::{
     WORKER_PROTOCOL_VERSION,
     v1::{
-        Assignments, Heartbeat, LeaderMessage, Register, Registered, ReportAck, ReportAcks, Stop,
-        WorkerMessage, leader_message::Message as FromLeader,
+        Assignments, Drain, Heartbeat, LeaderMessage, Register, Registered, ReportAck, ReportAcks,
+        Stop, WorkerMessage, leader_message::Message as FromLeader,
         worker_message::Message as FromWorker, worker_service_server::WorkerService,
     },
 };
@@ -396,6 +396,7 @@ impl Speaker {
             acks,
             assignments,
             stop,
+            drain,
             close,
         } = outgoing;
         if let Some(abandon) = registered {
@@ -436,6 +437,9 @@ impl Speaker {
         if !stop.is_empty() {
             let attempts = stop.iter().map(Into::into).collect();
             self.queue(FromLeader::Stop(Stop { attempts }));
+        }
+        if drain {
+            self.queue(FromLeader::Drain(Drain {}));
         }
         match close {
             Some(why) => Err(status::session_closed(why)),

@@ -189,3 +189,29 @@ async fn progress_reaches_those_who_watch() {
     }
     assert!(matches!(last, Some(Event::Run(run)) if run.state() == v1::RunState::Succeeded));
 }
+
+#[tokio::test]
+async fn a_worker_that_is_to_drain_is_told_and_gets_nothing_more() {
+    let cluster = Cluster::start().await;
+    let mut worker = FakeWorker::ready(&cluster, "w", 4).await;
+    let run = cluster.submit(TWO).await;
+    let first = worker.assignments().await.remove(0).id.unwrap();
+    let drain = |worker: &str| v1::DrainWorkerRequest {
+        worker: worker.to_owned(),
+    };
+    let mut client = cluster.cluster().await;
+    let nobody = client.drain_worker(drain("x")).await.unwrap_err();
+    assert_eq!(nobody.code(), tonic::Code::NotFound);
+    let told = client.drain_worker(drain("w")).await.unwrap().into_inner();
+    assert_eq!(told.running, 1);
+    while !matches!(worker.next().await.unwrap(), FromLeader::Drain(_)) {}
+    let seen = workers(&cluster).await;
+    assert_eq!(seen[0].state(), WorkerState::Draining);
+    // What runs still counts; what follows goes to another one.
+    worker.report(vec![success(first)]).await;
+    let mut other = FakeWorker::ready(&cluster, "other", 1).await;
+    let next = other.assignments().await.remove(0).id.unwrap();
+    assert_eq!(next.task, "b");
+    other.report(vec![success(next)]).await;
+    assert_eq!(cluster.ends(&run).await, v1::RunState::Succeeded);
+}
