@@ -21,11 +21,25 @@ use super::{
 impl Engine {
     /// A worker opened a session. It keeps the attempts that it says it runs and that are current;
     /// it is told to abandon the rest; what it held and no longer has is lost.
+    ///
+    /// While a worker is connected, another process does not get its name: else the two would take
+    /// it from each other without end, and each time all that runs would be lost.
     pub(super) fn register(&mut self, hello: &WorkerHello) {
         if self.fleet.name_of(hello.session).is_some() {
             return;
         }
         let name = &hello.worker;
+        if let Some(first) = self.fleet.workers.get(name)
+            && first.suspect_since.is_none()
+            && first.incarnation != hello.incarnation
+        {
+            return self.effect(Effect::CloseSession {
+                session: hello.session,
+                why: format!(
+                    "another process is connected as worker `{name}`: each needs a name of its own"
+                ),
+            });
+        }
         let mut held: BTreeSet<AttemptId> = self.unclaimed.remove(name).unwrap_or_default();
         if let Some(old) = self.fleet.workers.get(name) {
             held.extend(old.attempts.keys().cloned());

@@ -5,6 +5,7 @@
 mod caching;
 mod retries;
 mod scheduling;
+mod workers;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -30,6 +31,7 @@ struct Cluster {
     engine: Engine,
     now: Timestamp,
     assigned: Vec<(SessionId, Assignment)>,
+    closed: Vec<SessionId>,
     ended: BTreeMap<RunId, RunView>,
     runs: u64,
 }
@@ -40,6 +42,7 @@ impl Cluster {
             engine: Engine::new(EngineConfig::default(), Epoch(1), 1),
             now: Timestamp(1_000_000),
             assigned: Vec::new(),
+            closed: Vec::new(),
             ended: BTreeMap::new(),
             runs: 0,
         }
@@ -54,6 +57,7 @@ impl Cluster {
                     session,
                     assignment,
                 } => self.assigned.push((session, *assignment)),
+                Effect::CloseSession { session, .. } => self.closed.push(session),
                 Effect::Archive(run) => {
                     let view = run.view;
                     self.ended.insert(view.summary.run.clone(), view);
@@ -65,12 +69,25 @@ impl Cluster {
 
     /// A worker that runs everything, with so many cores and credits.
     fn worker(&mut self, number: u64, cores: u32, credits: u32) -> SessionId {
+        let name = format!("w{number}");
+        self.register(number, &name, &format!("i{number}"), cores, credits)
+    }
+
+    /// A session of a worker, by name and incarnation.
+    fn register(
+        &mut self,
+        number: u64,
+        name: &str,
+        incarnation: &str,
+        cores: u32,
+        credits: u32,
+    ) -> SessionId {
         let kinds = ["convert", "train", "noop", "deploy"];
         let kinds = kinds.map(|kind| (StageKind::new(kind).unwrap(), 1));
         self.handle(Command::WorkerRegistered(Box::new(WorkerHello {
             session: SessionId(number),
-            worker: WorkerName::new(format!("w{number}")).unwrap(),
-            incarnation: Incarnation::new(format!("i{number}")).unwrap(),
+            worker: WorkerName::new(name).unwrap(),
+            incarnation: Incarnation::new(incarnation).unwrap(),
             version: String::new(),
             resources: Resources {
                 cpu_millis: cores * 1000,
