@@ -5,9 +5,10 @@
 
 use std::time::{Duration, Instant};
 
-use emberline_proto::v1::GetRunRequest;
+use emberline_proto::v1::{GetRunRequest, RunState};
 use emberline_tests::{
-    client::{Client, leader_hint},
+    Place,
+    client::{Client, leader_hint, state_of},
     cluster::{Builder, Cluster},
     seconds, wait_for,
 };
@@ -258,7 +259,7 @@ fn what_ends_while_no_coordinator_lives_counts_when_one_is_back() {
 #[test]
 fn leaders_killed_at_any_moment_lose_no_run_and_restart_nothing() {
     let mut cluster = Builder::new()
-        .coordinator_arguments(&["--adoption-window", "1s", "--worker-grace", "1s"])
+        .coordinator_arguments(&["--adoption-window", "1s"])
         .start();
     let mut runs = Vec::new();
     let mut steps: usize = 3;
@@ -326,4 +327,75 @@ fn a_slow_way_to_etcd_is_no_reason_for_another_leader() {
     let run = cluster.submit(&pipeline);
     ends_without_a_restart(&mut cluster, &run);
     assert_eq!(cluster.history.terms().len(), 1);
+}
+
+#[test]
+fn a_nap_that_is_shorter_than_the_lease_changes_nothing() {
+    let mut cluster = Builder::new().start();
+    let run = gated_run(&mut cluster);
+    let leader = cluster.wait_for_leader();
+    cluster.coordinators[leader.index].pause();
+    // This is the fault, and not a wait for something.
+    std::thread::sleep(Duration::from_millis(1_500));
+    cluster.coordinators[leader.index].go_on();
+    cluster.journal.open("g");
+    ends_without_a_restart(&mut cluster, &run);
+    assert_eq!(cluster.history.terms().len(), 1);
+    assert_eq!(cluster.history.attempts(&run, "wait"), 1);
+}
+
+#[test]
+fn a_request_that_is_repeated_to_the_next_leader_is_the_same_run() {
+    let mut cluster = Builder::new().workers(1).start();
+    let pipeline = cluster.journal.chains(1, 2);
+    let request = cluster.request(&pipeline);
+    let run = cluster.client.submit(&request, seconds(20)).unwrap();
+    cluster.acknowledged(&run);
+    let leader = cluster.wait_for_leader();
+    cluster.coordinators[leader.index].kill();
+    let live = cluster.client.submit(&request, seconds(20)).unwrap();
+    assert_eq!(live, run);
+    cluster.succeeds(&run);
+    let ended = cluster.client.submit(&request, seconds(20)).unwrap();
+    assert_eq!(ended, run);
+    cluster.check();
+}
+
+#[test]
+fn a_run_that_is_cancelled_in_the_middle_of_a_failover_is_cancelled() {
+    let mut cluster = Builder::new().start();
+    let run = gated_run(&mut cluster);
+    let leader = cluster.wait_for_leader();
+    cluster.coordinators[leader.index].kill();
+    cluster.client.cancel(&run, seconds(20)).unwrap();
+    wait_for("it is cancelled", seconds(20), || {
+        (state_of(&cluster.run(&run)) == RunState::Cancelled).then_some(())
+    });
+    cluster.check();
+    assert_eq!(cluster.journal.ended(&run, "wait"), 0);
+    assert_eq!(cluster.journal.begun(&run, "wait"), 1);
+    assert_eq!(cluster.journal.begun(&run, "last"), 0);
+}
+
+#[test]
+fn the_command_line_follows_a_run_through_a_failover() {
+    let mut cluster = Builder::new().start();
+    let place = Place::new();
+    place.write("p.yaml", cluster.journal.gated("g", ""));
+    let servers = cluster.servers().join(",");
+    let arguments = ["run", "p.yaml", "-o", "json", "-q", "--server", &servers];
+    let follows = place.emberline(&arguments).start();
+    wait_for("it waits at the gate", seconds(20), || {
+        let entries = cluster.journal.entries();
+        entries.iter().any(|e| e.task == "wait").then_some(())
+    });
+    let leader = cluster.wait_for_leader();
+    cluster.coordinators[leader.index].kill();
+    cluster.wait_for_leader_after(leader.epoch);
+    cluster.journal.open("g");
+    let seen = follows.finish().expect_code(0).json();
+    assert_eq!(seen["state"], "succeeded");
+    let run = seen["run"].as_str().unwrap();
+    cluster.acknowledged(run);
+    ends_without_a_restart(&mut cluster, run);
 }

@@ -156,3 +156,24 @@ fn a_history_that_was_compacted_is_no_loss() {
     cluster.journal.open("g");
     ends_without_a_restart(&mut cluster, &run);
 }
+
+#[test]
+fn a_coordinator_that_is_cut_from_one_member_asks_another() {
+    let mut cluster = Builder::new()
+        .members(3)
+        .coordinators(2)
+        .etcd_by_proxies()
+        .start();
+    let run = gated_run(&mut cluster);
+    let leader = cluster.wait_for_leader().index;
+    for member in 0..3 {
+        cluster.to_etcd[leader][member].partition();
+        let pipeline = cluster.journal.chains(1, 2);
+        let other = cluster.submit(&pipeline);
+        cluster.succeeds(&other);
+        cluster.to_etcd[leader][member].heal();
+    }
+    cluster.journal.open("g");
+    ends_without_a_restart(&mut cluster, &run);
+    assert_eq!(cluster.history.terms().len(), 1);
+}

@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use emberline_tests::{
     TcpProxy,
@@ -14,9 +14,7 @@ use emberline_tests::{
     wait_for,
 };
 
-/// A grace that a test can wait for.
-const GRACE: Duration = Duration::from_secs(1);
-
+/// With a grace that a test can wait for.
 fn builder() -> Builder {
     Builder::new().coordinators(1).coordinator_arguments(&[
         "--worker-grace",
@@ -39,7 +37,7 @@ fn gated_run(cluster: &mut Cluster) -> (String, usize) {
 
 #[test]
 fn the_work_of_a_killed_worker_begins_anew_elsewhere() {
-    let mut cluster = builder().start();
+    let mut cluster = Builder::new().coordinators(1).start();
     let (run, worker) = gated_run(&mut cluster);
     let dir = cluster.workers[worker].dir().to_path_buf();
     assert!(!processes::of_attempts_below(&dir).is_empty());
@@ -48,7 +46,8 @@ fn the_work_of_a_killed_worker_begins_anew_elsewhere() {
     cluster.wait_for_begin(&run, "wait", 2);
     let took = start.elapsed();
     eprintln!("the second attempt after {took:?}");
-    assert!(took < GRACE + seconds(1), "{took:?}");
+    // Its connection is closed, so nobody waits as long as for one that is only silent.
+    assert!(took < seconds(2), "{took:?}");
     wait_for("its commands die with it", seconds(5), || {
         processes::of_attempts_below(&dir).is_empty().then_some(())
     });
