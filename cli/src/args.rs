@@ -40,6 +40,9 @@ pub struct ClusterArguments {
     /// The coordinators' addresses, e.g. `10.0.0.1:7420,10.0.0.2:7420`; whichever leads is found. Without it, the embedded cluster of the state directory is used, and started if it does not run.
     #[arg(long, global = true, env = "EMBERLINE_SERVER")]
     pub server: Option<String>,
+    /// How long to look for the coordinator that leads before giving up. By default 30s; but a single address at which nobody is to be reached at the beginning is given up at once.
+    #[arg(long, global = true, env = "EMBERLINE_CONNECT_TIMEOUT")]
+    pub connect_timeout: Option<DurationText>,
     /// Where the embedded cluster keeps its state.
     #[arg(
         long,
@@ -374,7 +377,7 @@ pub struct WorkerArguments {
     #[arg(long, default_value_t = 64)]
     pub slots: u32,
     /// CPUs that it gives to tasks; by default those that it may use.
-    #[arg(long)]
+    #[arg(long, alias = "cpus")]
     pub cpu: Option<f64>,
     /// Memory that it gives to tasks; by default what it may use.
     #[arg(long)]

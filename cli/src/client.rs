@@ -33,7 +33,7 @@ impl Cluster {
     /// Connects; starts an embedded cluster with that many workers where none is to be found.
     pub async fn connect(arguments: &ClusterArguments, workers: u32) -> anyhow::Result<Self> {
         if let Some(server) = &arguments.server {
-            return Self::to(server).await;
+            return Self::to_within(server, arguments.connect_timeout.map(|t| t.0)).await;
         }
         if let Some(channel) = other_process(arguments).await {
             return Ok(Self {
@@ -80,7 +80,13 @@ impl Cluster {
 
     /// Connects to a cluster of other processes.
     pub async fn to(server: &str) -> anyhow::Result<Self> {
-        let channel = open(server, Patience::Failover).await?;
+        Self::to_within(server, None).await
+    }
+
+    /// Connects to a cluster of other processes; gives up, now and at every call, when nobody has
+    /// led for that long.
+    async fn to_within(server: &str, within: Option<Duration>) -> anyhow::Result<Self> {
+        let channel = open(server, Patience::Failover(within)).await?;
         Ok(Self {
             channel,
             embedded: None,
@@ -152,24 +158,23 @@ async fn other_process(arguments: &ClusterArguments) -> Option<LeaderChannel> {
 async fn open(server: &str, patience: Patience) -> anyhow::Result<LeaderChannel> {
     let known = server.split(',').map(str::trim).filter(|s| !s.is_empty());
     let known: Vec<String> = known.map(str::to_owned).collect();
-    // A single address that does not answer at all is most likely wrong.
-    let first = match patience {
-        Patience::Failover if known.len() > 1 => FAILOVER,
-        Patience::Failover | Patience::None => Duration::ZERO,
+    let (first, then) = match patience {
+        Patience::Failover(Some(within)) => (within, within),
+        // A single address that does not answer at all is most likely wrong.
+        Patience::Failover(None) if known.len() == 1 => (Duration::ZERO, FAILOVER),
+        Patience::Failover(None) => (FAILOVER, FAILOVER),
+        Patience::None => (Duration::ZERO, Duration::ZERO),
     };
     let channel = LeaderChannel::new(known, first).map_err(Exit::input)?;
     let reached = channel.reach().await;
     reached.map_err(|status| Exit::cluster(status.message()))?;
-    Ok(match patience {
-        Patience::Failover => channel.with_patience(FAILOVER),
-        Patience::None => channel,
-    })
+    Ok(channel.with_patience(then))
 }
 
 /// How long a call goes on when nobody leads.
 enum Patience {
-    /// As long as another coordinator may take over.
-    Failover,
+    /// As long as another coordinator may take over, or for so long.
+    Failover(Option<Duration>),
     /// Not at all: there is no other.
     None,
 }
