@@ -68,6 +68,18 @@ pub enum CoordinatorError {
         /// Why.
         source: Arc<ArtifactError>,
     },
+    /// The state is older than the artifacts.
+    #[error(
+        "this would be term {epoch}, but term {highest} has led this cluster: its etcd was restored from an old copy, or made anew. Runs that were accepted since then would be lost; if that is meant, remove the object {object} and start again"
+    )]
+    OldState {
+        /// The term that would begin.
+        epoch: Epoch,
+        /// The highest term that has led.
+        highest: Epoch,
+        /// The object that says so.
+        object: String,
+    },
     /// The server.
     #[error("cannot serve: {source}")]
     Serve {

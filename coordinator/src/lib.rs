@@ -9,6 +9,7 @@ mod attend;
 mod coordinator;
 pub mod engine;
 pub mod gc;
+mod high_water;
 mod holds;
 mod lookup;
 mod run_id;

@@ -24,6 +24,7 @@ use crate::{
     archive::{self, Archive},
     engine::Engine,
     gc::Collector,
+    high_water,
     holds::Holds,
     lookup::Lookup,
     run_id::RunIds,
@@ -69,7 +70,14 @@ impl Term {
         let store = Arc::clone(&config.store);
         check_schema(store.as_ref(), epoch).await?;
         store.claim(epoch, config.artifacts.url()).await?;
-        let mut records = store.load("").await?;
+        let (loaded, old) = tokio::join!(store.load(""), async {
+            if config.one_of_many {
+                high_water::check(&config.artifacts, epoch).await?;
+            }
+            Ok::<_, CoordinatorError>(())
+        });
+        old?;
+        let mut records = loaded?;
         records.retain(|(key, _)| key != SCHEMA_KEY);
         let specs = load_specs(&config.artifacts, &records).await?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
@@ -117,6 +125,14 @@ impl Term {
                 PumpError::Panicked => CoordinatorError::Panicked { task: "engine" },
             })
         });
+        if config.one_of_many {
+            let noting =
+                high_water::note(config.artifacts.clone(), epoch, tasks.stopping().clone());
+            tasks.spawn("highest term", async move {
+                noting.await;
+                Ok(())
+            });
+        }
         let archive = Archive::new(config.artifacts.clone());
         let holds = Holds::default();
         let archiving = archive::archive_runs(
