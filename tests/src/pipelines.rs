@@ -122,12 +122,18 @@ impl Journal {
     /// `width` chains of `length` tasks, `c0-0` to `c{width-1}-{length-1}`.
     #[must_use]
     pub fn chains(&self, width: usize, length: usize) -> String {
+        self.chains_of(width, length, ":")
+    }
+
+    /// The same, with something that each task does in its middle.
+    #[must_use]
+    pub fn chains_of(&self, width: usize, length: usize, middle: &str) -> String {
         let mut text = String::from("pipeline: chains\nstages:\n");
         for chain in 0..width {
             for step in 0..length {
                 let before = format!("c{chain}-{}", step.wrapping_sub(1));
                 let needs: &[&str] = if step == 0 { &[] } else { &[&before] };
-                text += &self.stage(&format!("c{chain}-{step}"), needs, ":", "");
+                text += &self.stage(&format!("c{chain}-{step}"), needs, middle, "");
             }
         }
         text

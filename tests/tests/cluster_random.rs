@@ -27,14 +27,18 @@ impl Random {
     }
 }
 
+/// Kinds of harm that no attempt has to be begun again for; the rest is done to workers.
+const HARMLESS_TO_ATTEMPTS: usize = 8;
+const KINDS: usize = 11;
+
 /// Does one kind of harm, and makes it good again.
-fn harm(cluster: &mut Cluster, random: &mut Random) {
+fn harm(cluster: &mut Cluster, random: &mut Random, kinds: usize) {
     let leader = cluster.wait_for_leader();
     let worker = random.below(cluster.workers.len());
     let member = random.below(cluster.etcd.members());
     // How long a fault is: shorter or longer than leases and graces.
     let pause = Duration::from_millis([200, 1_200, 4_500][random.below(3)]);
-    let kind = random.below(10);
+    let kind = random.below(kinds);
     eprintln!("harm {kind}: {leader:?} w{worker} m{member} {pause:?}");
     match kind {
         0 | 1 => {
@@ -67,29 +71,34 @@ fn harm(cluster: &mut Cluster, random: &mut Random) {
             }
         }
         6 => {
-            cluster.workers[worker].kill();
-            cluster.workers[worker].start();
-        }
-        7 => {
-            cluster.workers[worker].pause();
-            std::thread::sleep(pause);
-            cluster.workers[worker].go_on();
-        }
-        8 => {
-            cluster.workers[worker].terminate();
-            assert_eq!(cluster.workers[worker].wait(seconds(15)), 0);
-            cluster.workers[worker].start();
-        }
-        _ => {
             cluster.etcd.kill(member);
             std::thread::sleep(pause);
             cluster.etcd.restart(member);
         }
+        7 => {
+            cluster.etcd.pause(member);
+            std::thread::sleep(pause);
+            cluster.etcd.go_on(member);
+        }
+        8 => {
+            cluster.workers[worker].kill();
+            cluster.workers[worker].start();
+        }
+        9 => {
+            cluster.workers[worker].pause();
+            std::thread::sleep(pause);
+            cluster.workers[worker].go_on();
+        }
+        _ => {
+            cluster.workers[worker].terminate();
+            assert_eq!(cluster.workers[worker].wait(seconds(15)), 0);
+            cluster.workers[worker].start();
+        }
     }
 }
 
-#[test]
-fn faults_in_any_order_lose_no_run_and_commit_no_task_twice() {
+/// Runs under harm of the first so many kinds, to their end; gives them.
+fn runs_under_harm(kinds: usize) -> (Cluster, Vec<String>) {
     let seed = std::env::var("EMBERLINE_FAULT_SEED").map_or(1, |text| text.parse().unwrap());
     let faults = std::env::var("EMBERLINE_FAULTS").map_or(6, |text| text.parse().unwrap());
     eprintln!("EMBERLINE_FAULT_SEED={seed} EMBERLINE_FAULTS={faults}");
@@ -97,27 +106,43 @@ fn faults_in_any_order_lose_no_run_and_commit_no_task_twice() {
     let mut cluster = Builder::new().members(3).etcd_by_proxies().start();
     let mut runs = Vec::new();
     for _ in 0..faults {
-        let mut pipeline = cluster
-            .journal
-            .chains(1 + random.below(4), 1 + random.below(5));
+        let (width, length) = (1 + random.below(4), 1 + random.below(5));
+        // Some have work under way when the harm is done, some have much to assign and to report.
+        let middle = [":", "sleep 0.1", "sleep 0.7"][random.below(3)];
+        let pipeline = cluster.journal.chains_of(width, length, middle);
         // Many faults must not use up what a task may lose.
-        pipeline = pipeline.replace(
-            "cache: false",
-            "cache: false, retries: { lost_workers: 50 }",
-        );
-        runs.push(cluster.submit(&pipeline));
+        let retries = "cache: false, retries: { lost_workers: 50 }";
+        let run = cluster.submit(&pipeline.replace("cache: false", retries));
         let before = cluster.journal.entries().len();
-        let steps = random.below(6);
+        let steps = random.below(width * length);
         wait_for("progress", seconds(30), || {
-            (cluster.journal.entries().len() >= before + steps || steps > 2).then_some(())
+            (cluster.journal.entries().len() >= before + steps).then_some(())
         });
-        harm(&mut cluster, &mut random);
+        runs.push(run);
+        harm(&mut cluster, &mut random, kinds);
     }
     cluster.etcd.wait_until_it_answers();
     for run in &runs {
         cluster.succeeds(run);
     }
     cluster.check();
+    (cluster, runs)
+}
+
+#[test]
+fn faults_in_any_order_lose_no_run_and_commit_no_task_twice() {
+    let _ = runs_under_harm(KINDS);
+}
+
+#[test]
+fn faults_of_coordinators_and_etcd_in_any_order_restart_nothing() {
+    let (cluster, runs) = runs_under_harm(HARMLESS_TO_ATTEMPTS);
+    for run in &runs {
+        for task in cluster.run(run).tasks {
+            let begun = cluster.journal.begun(run, &task.task);
+            assert_eq!(begun, 1, "{run}/{} was restarted", task.task);
+        }
+    }
 }
 
 /// A run that is over, in a cluster that is small.
