@@ -10,21 +10,14 @@ use std::{
 };
 
 use anyhow::Context as _;
-use emberline_coordinator::store::{
-    StateStore as _,
-    etcd::{EtcdConfig, EtcdStore},
-};
+use emberline_coordinator::store::etcd::{EtcdConfig, EtcdStore};
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::{
-    process::{Child, Command},
-    time::{Instant, sleep},
-};
+use tokio::process::{Child, Command};
 
-use crate::exit::Exit;
+use crate::{exit::Exit, leader_channel::LeaderChannel};
 
 /// How long all of it may take to be ready.
 const READY_WITHIN: Duration = Duration::from_secs(30);
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// How many of each, and where.
 pub struct Shape {
@@ -216,16 +209,16 @@ impl LocalCluster {
     }
 
     async fn ready(&self) -> anyhow::Result<()> {
-        let deadline = Instant::now() + READY_WITHIN;
-        let observer = self.observer().await?;
-        while observer.watch_leader().borrow().is_none() {
-            anyhow::ensure!(
-                Instant::now() < deadline,
-                "the cluster is not ready after {READY_WITHIN:?}: its logs are kept while it runs"
-            );
-            sleep(LOOK_AGAIN).await;
-        }
-        Ok(())
+        let known = self.coordinators.iter().map(|c| c.address.clone());
+        let channel = LeaderChannel::new(known.collect(), READY_WITHIN).map_err(Exit::input)?;
+        let reached = channel.reach().await;
+        reached.map_err(|status| {
+            let why = status.message();
+            Exit::cluster(format!(
+                "the cluster is not ready after {READY_WITHIN:?}: {why}"
+            ))
+            .into()
+        })
     }
 
     /// A look at the cluster's state from beside its coordinators.
