@@ -216,3 +216,62 @@ fn a_worker_goes_on_when_its_leader_is_started_anew() {
     let _ = worker.finish().expect_code(0);
     drop(leader);
 }
+
+#[test]
+fn a_worker_that_is_drained_from_afar_ends_what_runs_and_leaves() {
+    let (_place, dev, own) = leader();
+    let mut worker = worker(&own, &dev, &[]);
+    session(&mut worker);
+    let (gate, begun) = (own.path("gate"), own.path("begun"));
+    let wait = format!(
+        "touch {}; until [ -e {} ]; do sleep 0.02; done",
+        begun.display(),
+        gate.display()
+    );
+    let id = run(&own, &dev, &wait);
+    wait_for("the command runs", seconds(20), || {
+        begun.exists().then_some(())
+    });
+    let server = ["--server", &dev.address, "workers"];
+    let command = |more: &[&str]| own.emberline(&[&server[..], more].concat());
+    let unknown = command(&["drain", "nobody"]).run().expect_code(2);
+    assert!(one_error(&unknown).contains("nobody"), "{unknown}");
+    let told = command(&["drain", "w", "-o", "json"]).run().expect_code(0);
+    assert_eq!(told.json()["running"], 1, "{told}");
+    let listed = command(&["list"]).run().expect_code(0);
+    assert!(listed.stdout.contains("draining"), "{listed}");
+    assert!(!worker.has_ended(), "it runs something");
+    fs::write(gate, "").unwrap();
+    let output = worker.finish().expect_code(0);
+    assert!(output.stdout.contains("worker w drains"), "{output}");
+    let show = ["--server", &dev.address, "runs", "show", &id, "-o", "json"];
+    let ended = own.emberline(&show).run().expect_code(0).json();
+    assert_eq!(ended["state"], "succeeded", "{ended:#}");
+    assert_eq!(emberline_tests::place::task(&ended, "a")["attempt"], 1);
+}
+
+#[test]
+fn a_drained_worker_hurries_at_a_signal() {
+    let (_place, dev, own) = leader();
+    let mut worker = worker(&own, &dev, &[]);
+    session(&mut worker);
+    let begun = own.path("begun");
+    run(&own, &dev, &format!("touch {}; sleep 60", begun.display()));
+    wait_for("the command runs", seconds(20), || {
+        begun.exists().then_some(())
+    });
+    let drain = ["--server", &dev.address, "workers", "drain", "w"];
+    let _ = own.emberline(&drain).run().expect_code(0);
+    wait_for("it drains", seconds(10), || {
+        worker.stdout().contains("worker w drains").then_some(())
+    });
+    worker.signal(Signal::TERM);
+    let _ = worker.finish().expect_code(0);
+    // Given back, not lost: it waits for another worker, and no retry is spent.
+    fs::remove_file(&begun).unwrap();
+    let mut next = self::worker(&own, &dev, &["--state-dir", "next"]);
+    session(&mut next);
+    wait_for("it runs again", seconds(20), || {
+        begun.exists().then_some(())
+    });
+}

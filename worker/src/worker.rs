@@ -189,16 +189,18 @@ impl RunningWorker {
     }
 
     /// Takes no more work and lets what runs finish; what has not after `within` is asked to save a
-    /// checkpoint and is given back. Ends when the leader knows of everything, or a few seconds
-    /// after `within`.
+    /// checkpoint and is given back. Ends when the leader knows of everything, or some seconds after
+    /// `within`: the time that a stage has to stop, and a moment to tell.
     pub async fn drain(mut self, within: Duration) {
         let board = self.runner.board.clone();
         board.drain();
         let deadline = Instant::now() + within;
         if !self.wait(deadline, Board::is_idle).await {
             board.stop_all(StopReason::Preempted);
-            let grace = self.runner.stop_grace.min(SHUTDOWN);
-            self.wait(Instant::now() + grace, Board::is_idle).await;
+            // Not less than what a stage has, or its checkpoint and its report would be lost.
+            let grace = self.runner.stop_grace + Duration::from_secs(1);
+            self.wait(Instant::now() + grace, Board::is_empty).await;
+            self.wait(Instant::now() + SHUTDOWN, Board::is_idle).await;
         }
         self.stop().await;
     }

@@ -169,7 +169,9 @@ impl Engine {
             }
             Command::DrainWorker { worker } => self.drain_worker(worker),
             Command::WorkerDraining { session } => {
-                self.fleet.drain(session);
+                if let Some(name) = self.fleet.name_of(session) {
+                    self.fleet.drain(&name);
+                }
                 Ok(Outcome::Done)
             }
             Command::Reports { session, reports } => {

@@ -66,6 +66,12 @@ impl Engine {
             session: hello.session,
             abandon,
         });
+        // The session in which it was told may have broken before it heard.
+        if self.fleet.workers.get(name).is_some_and(|w| w.draining) {
+            self.effect(Effect::Drain {
+                session: hello.session,
+            });
+        }
         for at in tasks {
             self.stop_again(at);
         }
@@ -97,14 +103,16 @@ impl Engine {
         }
     }
 
-    /// A person wants it to end. The worker remembers it, whoever leads next.
+    /// A person wants it to end. The worker remembers it, whoever leads next; one that is away is
+    /// told when it is back.
     pub(super) fn drain_worker(&mut self, name: WorkerName) -> Result<Outcome, Refusal> {
-        let Some(worker) = self.fleet.workers.get(&name) else {
+        let Some(worker) = self.fleet.drain(&name) else {
             return Err(Refusal::NoSuchWorker(name));
         };
         let (session, running) = (worker.session, worker.attempts.len());
-        self.fleet.drain(session);
-        self.effect(Effect::Drain { session });
+        if worker.suspect_since.is_none() {
+            self.effect(Effect::Drain { session });
+        }
         Ok(Outcome::Draining { running })
     }
 

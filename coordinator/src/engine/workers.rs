@@ -73,14 +73,17 @@ pub(super) struct Fleet {
 }
 
 impl Fleet {
-    /// Enters a worker with what it still runs; gives the session that it replaces.
+    /// Enters a worker with what it still runs; gives the session that it replaces. One that was to
+    /// leave still is, unless its process was started anew: that one was meant to stay.
     pub fn enter(
         &mut self,
         hello: &WorkerHello,
         kept: BTreeMap<AttemptId, Resources>,
     ) -> Option<SessionId> {
+        let mut draining = false;
         let replaced = self.workers.remove(&hello.worker).map(|old| {
             self.sessions.remove(&old.session);
+            draining = old.draining && old.incarnation == hello.incarnation;
             (old.session, old.suspect_since)
         });
         let used = kept
@@ -96,7 +99,7 @@ impl Fleet {
             kinds: hello.kinds.clone(),
             cached: hello.cached.iter().take(MAX_CACHED).copied().collect(),
             credits: hello.credits.min(MAX_CREDITS),
-            draining: false,
+            draining,
             suspect_since: None,
             attempts: kept,
         };
@@ -138,13 +141,11 @@ impl Fleet {
         Some(name)
     }
 
-    pub fn drain(&mut self, session: SessionId) {
-        if let Some(name) = self.name_of(session) {
-            if let Some(worker) = self.workers.get_mut(&name) {
-                worker.draining = true;
-            }
-            self.refresh(&name);
-        }
+    /// Gives a worker no more work; gives it, if there is one.
+    pub fn drain(&mut self, name: &WorkerName) -> Option<&Worker> {
+        self.workers.get_mut(name)?.draining = true;
+        self.refresh(name);
+        self.workers.get(name)
     }
 
     /// Reserves for an attempt and takes one credit.
