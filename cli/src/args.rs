@@ -478,4 +478,8 @@ pub enum BenchKind {
     Etcd,
     /// The same on three members of etcd.
     Etcd3,
+    /// How long a cluster takes to go on after its leader or a worker has died. Needs etcd.
+    Failover,
+    /// What a new leader takes with 100,000 live tasks, and what ended runs leave. Needs etcd.
+    Takeover,
 }

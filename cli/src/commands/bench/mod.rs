@@ -9,6 +9,7 @@ mod artifacts;
 mod cluster;
 mod dispatch;
 mod etcd;
+mod failover;
 
 use std::path::{Path, PathBuf};
 
@@ -138,6 +139,8 @@ async fn measure(
         }
         BenchKind::Etcd => etcd::etcd(directory, workers, 1).await,
         BenchKind::Etcd3 => etcd::etcd(directory, workers, 3).await,
+        BenchKind::Failover => failover::failover(directory).await,
+        BenchKind::Takeover => failover::takeover(directory).await,
     }
 }
 
@@ -152,6 +155,8 @@ const fn name(kind: BenchKind) -> &'static str {
         BenchKind::Overhead => "overhead",
         BenchKind::Etcd => "etcd",
         BenchKind::Etcd3 => "etcd3",
+        BenchKind::Failover => "failover",
+        BenchKind::Takeover => "takeover",
     }
 }
 
