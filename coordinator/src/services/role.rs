@@ -35,6 +35,8 @@ const LED: [&str; 5] = [
 pub(crate) struct Role {
     term: Arc<watch::Sender<Option<Routes>>>,
     store: Arc<dyn StateStore>,
+    /// Where others reach this coordinator.
+    address: Arc<str>,
     health: HealthReporter,
     /// Answered whoever leads.
     always: Routes,
@@ -42,12 +44,13 @@ pub(crate) struct Role {
 
 impl Role {
     /// A follower.
-    pub(crate) async fn new(store: Arc<dyn StateStore>) -> Self {
+    pub(crate) async fn new(store: Arc<dyn StateStore>, address: &str) -> Self {
         let (health, service) = tonic_health::server::health_reporter();
         health.set_service_status("", ServingStatus::Serving).await;
         let role = Self {
             term: Arc::new(watch::Sender::new(None)),
             store,
+            address: address.into(),
             health,
             always: always(service),
         };
@@ -84,6 +87,8 @@ impl Role {
     /// Where the leader is, or why there is none.
     fn elsewhere(&self) -> tonic::Status {
         let leader = self.store.watch_leader().borrow().clone();
+        // What was seen last may be a term of our own that is over, or has not quite begun.
+        let leader = leader.filter(|leader| leader.address != *self.address);
         let trouble = self.store.trouble();
         status::not_leader(
             leader.as_ref(),
