@@ -79,6 +79,8 @@ struct Loss {
 
 struct Shared {
     server: Mutex<String>,
+    /// Only connections whose client has said this meet what is done to one way.
+    only: Mutex<Option<Vec<u8>>>,
     network: watch::Sender<Network>,
     loss: Mutex<Option<Loss>>,
     lost: AtomicU32,
@@ -111,6 +113,7 @@ impl TcpProxy {
         };
         let shared = Arc::new(Shared {
             server: Mutex::new(server.to_owned()),
+            only: Mutex::new(None),
             network: watch::Sender::new(network),
             loss: Mutex::new(None),
             lost: AtomicU32::new(0),
@@ -132,6 +135,12 @@ impl TcpProxy {
     /// From now on new connections go to another server.
     pub fn point_to(&self, server: &str) {
         server.clone_into(&mut self.shared.server.lock().unwrap());
+    }
+
+    /// From now on delays and silence meet only new connections whose client says this, from that
+    /// moment on: one peer of many.
+    pub fn only_who_says(&self, needle: impl Into<Vec<u8>>) {
+        *self.shared.only.lock().unwrap() = Some(needle.into());
     }
 
     /// Everything passes; what was held goes on its way.
@@ -226,9 +235,13 @@ async fn serve(client: TcpStream, shared: &Shared) -> io::Result<()> {
     client.set_nodelay(true)?;
     let mut network = shared.network.subscribe();
     let generation = network.borrow_and_update().generation;
+    let only = shared.only.lock().unwrap().clone();
+    let is_met = AtomicBool::new(only.is_none());
     // A new connection does not come through a network that is cut.
     let wait_open = network.wait_for(|n| {
-        n.generation != generation || (n.to_server != Gate::Shut && n.to_client != Gate::Shut)
+        n.generation != generation
+            || only.is_some()
+            || (n.to_server != Gate::Shut && n.to_client != Gate::Shut)
     });
     wait_open.await.map_err(io::Error::other)?;
     let server = shared.server.lock().unwrap().clone();
@@ -241,12 +254,16 @@ async fn serve(client: TcpStream, shared: &Shared) -> io::Result<()> {
         way: Way::ToServer,
         to: server_write,
         is_mute: &is_mute,
+        only: only.as_deref(),
+        is_met: &is_met,
         shared,
     };
     let mut back = Stream {
         way: Way::ToClient,
         to: client_write,
         is_mute: &is_mute,
+        only: only.as_deref(),
+        is_met: &is_met,
         shared,
     };
     let both = async { tokio::try_join!(there.pump(client_read), back.pump(server_read)) };
@@ -269,6 +286,9 @@ struct Stream<'a> {
     to: OwnedWriteHalf,
     /// Nothing goes back on this connection any more.
     is_mute: &'a AtomicBool,
+    only: Option<&'a [u8]>,
+    /// Whether this connection meets what is done to its ways.
+    is_met: &'a AtomicBool,
     shared: &'a Shared,
 }
 
@@ -281,10 +301,17 @@ impl Stream<'_> {
         tokio::try_join!(read(from, sender), async {
             let mut network = self.shared.network.subscribe();
             while let Some((came, piece)) = under_way.recv().await {
-                let open = network.wait_for(|n| n.gate(self.way) != Gate::Shut);
-                let gate = open.await.map_err(io::Error::other)?.gate(self.way);
-                if let Gate::Slow(by) = gate {
-                    tokio::time::sleep_until(came + by).await;
+                if let (Way::ToServer, Some(only), Ok(piece)) = (self.way, self.only, &piece)
+                    && contains(piece, only)
+                {
+                    self.is_met.store(true, Ordering::SeqCst);
+                }
+                if self.is_met.load(Ordering::SeqCst) {
+                    let open = network.wait_for(|n| n.gate(self.way) != Gate::Shut);
+                    let gate = open.await.map_err(io::Error::other)?.gate(self.way);
+                    if let Gate::Slow(by) = gate {
+                        tokio::time::sleep_until(came + by).await;
+                    }
                 }
                 self.pass(&piece?).await?;
             }
@@ -300,10 +327,7 @@ impl Stream<'_> {
             }
             return self.to.write_all(piece).await;
         }
-        let loss = self.shared.loss.lock().unwrap().take_if(|loss| {
-            let length = loss.needle.len();
-            piece.windows(length).any(|w| w == loss.needle)
-        });
+        let loss = (self.shared.loss.lock().unwrap()).take_if(|loss| contains(piece, &loss.needle));
         if loss.is_some() {
             self.is_mute.store(true, Ordering::SeqCst);
         }
@@ -313,6 +337,10 @@ impl Stream<'_> {
         self.shared.lost.fetch_add(1, Ordering::SeqCst);
         Err(io::ErrorKind::ConnectionReset.into())
     }
+}
+
+fn contains(piece: &[u8], needle: &[u8]) -> bool {
+    piece.windows(needle.len()).any(|w| w == needle)
 }
 
 type Piece = (Instant, io::Result<Vec<u8>>);
@@ -414,6 +442,21 @@ mod tests {
             other.read_exact(&mut answer).unwrap();
             assert_eq!(&answer, b"other");
         }
+    }
+
+    #[test]
+    fn one_peer_of_many_is_cut_off() {
+        let proxy = TcpProxy::start(&echo().0);
+        proxy.only_who_says("i am a");
+        let (mut a, mut b) = (connect(&proxy), connect(&proxy));
+        assert_eq!(say(&mut a, "hello, i am a").unwrap(), "hello, i am a");
+        assert_eq!(say(&mut b, "hello, i am b").unwrap(), "hello, i am b");
+        proxy.partition();
+        a.set_read_timeout(Some(Duration::from_millis(200)))
+            .unwrap();
+        let silence = say(&mut a, "late").unwrap_err();
+        assert_eq!(silence.kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(say(&mut b, "still there").unwrap(), "still there");
     }
 
     #[test]

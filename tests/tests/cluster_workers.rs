@@ -71,14 +71,10 @@ fn the_late_report_of_a_worker_that_slept_is_refused() {
     wait_for("the first attempt ends too", seconds(10), || {
         (cluster.journal.ended(&run, "wait") == 2).then_some(())
     });
-    let sessions = |cluster: &Cluster| {
-        let stdout = cluster.workers[worker].stdout();
-        stdout.matches(" has a session with ").count()
-    };
-    let before = sessions(&cluster);
+    let before = sessions(&cluster, worker);
     cluster.workers[worker].go_on();
     wait_for("it has a session again", seconds(10), || {
-        (sessions(&cluster) > before).then_some(())
+        (sessions(&cluster, worker) > before).then_some(())
     });
     // It works again like any other.
     let pipeline = (cluster.journal).stage("a", &[], ":", ", labels: { name: w0 }");
@@ -94,42 +90,32 @@ fn the_late_report_of_a_worker_that_slept_is_refused() {
     );
 }
 
-/// A worker that reaches the only coordinator by a proxy, beside one that needs none.
-fn worker_by_proxy(cluster: &mut Cluster) -> (usize, TcpProxy) {
-    let proxy = TcpProxy::start(&cluster.servers()[0]);
-    let index = cluster.add_worker();
-    let name = format!("w{index}");
-    let mut arguments = cluster.worker_arguments(&name, &name);
-    let server = arguments.iter().position(|a| a == "--server").unwrap();
-    arguments[server + 1] = proxy.address().to_owned();
-    let nodes = cluster.root().join("nodes");
-    cluster.workers[index] = Node::new(&nodes, &name, arguments);
-    cluster.workers[index].start();
-    cluster.workers[index].wait_for_line(" has a session with ");
-    (index, proxy)
+/// How many sessions a worker has had.
+fn sessions(cluster: &Cluster, worker: usize) -> usize {
+    let stdout = cluster.workers[worker].stdout();
+    stdout.matches(" has a session with ").count()
 }
 
 fn partitioned(cut: impl Fn(&TcpProxy)) {
-    let mut cluster = builder().workers(0).start();
-    let (cut_off, proxy) = worker_by_proxy(&mut cluster);
-    let (run, worker) = gated_run(&mut cluster);
-    assert_eq!(worker, cut_off);
+    let mut cluster = builder().workers(1).coordinators_by_proxies().prepare();
+    // The network is broken for this worker only.
+    cluster.to_coordinator[0].only_who_says("w0");
+    cluster.coordinators[0].start();
+    cluster.workers[0].start();
+    cluster.wait_until_it_serves();
+    let (run, _) = gated_run(&mut cluster);
     let other = cluster.add_worker();
     cluster.workers[other].start();
     cluster.workers[other].wait_for_line(" has a session with ");
-    cut(&proxy);
+    cut(&cluster.to_coordinator[0]);
     cluster.wait_for_begin(&run, "wait", 2);
     cluster.journal.open("g");
     cluster.succeeds(&run);
-    let sessions = |cluster: &Cluster| {
-        let stdout = cluster.workers[cut_off].stdout();
-        stdout.matches(" has a session with ").count()
-    };
-    let before = sessions(&cluster);
+    let before = sessions(&cluster, 0);
     // What it said in the meantime arrives only now.
-    proxy.heal();
+    cluster.to_coordinator[0].heal();
     wait_for("it has a session again", seconds(15), || {
-        (sessions(&cluster) > before).then_some(())
+        (sessions(&cluster, 0) > before).then_some(())
     });
     cluster.check();
     let last = cluster.history.task(&run, "wait").pop().unwrap();
@@ -151,37 +137,32 @@ fn a_worker_that_is_not_heard_any_more_is_replaced() {
 }
 
 #[test]
-fn a_worker_that_hears_nothing_any_more_is_replaced_or_comes_back() {
-    let mut cluster = builder().workers(0).start();
-    let (cut_off, proxy) = worker_by_proxy(&mut cluster);
+fn a_worker_that_hears_nothing_any_more_gives_its_session_up() {
+    let mut cluster = builder().workers(1).coordinators_by_proxies().start();
     let (run, _) = gated_run(&mut cluster);
-    proxy.drop_silently(Way::ToClient);
+    cluster.to_coordinator[0].drop_silently(Way::ToClient);
     // It must find out by itself, and ask for another session.
     wait_for("it gives the session up", seconds(15), || {
-        cluster.workers[cut_off]
-            .stderr()
-            .contains("session")
-            .then_some(())
+        let stderr = cluster.workers[0].stderr();
+        stderr.contains("the session broke").then_some(())
     });
     cluster.journal.open("g");
     wait_for("its task ends", seconds(10), || {
         (cluster.journal.ended(&run, "wait") >= 1).then_some(())
     });
-    proxy.heal();
+    cluster.to_coordinator[0].heal();
     cluster.succeeds(&run);
     cluster.check();
 }
 
 #[test]
 fn a_cut_connection_alone_restarts_nothing() {
-    let mut cluster = builder().workers(0).start();
-    let (cut_off, proxy) = worker_by_proxy(&mut cluster);
+    let mut cluster = builder().workers(1).coordinators_by_proxies().start();
     let (run, _) = gated_run(&mut cluster);
     for cut in 2..5 {
-        proxy.cut();
+        cluster.to_coordinator[0].cut();
         wait_for("it has a session again", seconds(10), || {
-            let stdout = cluster.workers[cut_off].stdout();
-            (stdout.matches(" has a session with ").count() >= cut).then_some(())
+            (sessions(&cluster, 0) >= cut).then_some(())
         });
     }
     cluster.journal.open("g");
