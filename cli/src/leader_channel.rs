@@ -197,21 +197,22 @@ impl LeaderChannel {
     async fn ask_all(&self) -> Result<Leader, Status> {
         let known = self.state().known.clone();
         let mut asked: FuturesUnordered<_> = known.into_iter().map(ask).collect();
-        let mut why: Option<Status> = None;
-        while let Some(said) = asked.next().await {
+        let (mut silent, mut elsewhere) = (Vec::new(), None);
+        while let Some((address, said)) = asked.next().await {
             match said {
                 Said::Leads(leader) => return Ok(leader),
                 Said::Elsewhere(named, status) => {
-                    if let Some(named) = named.filter(|named| self.learn(named)) {
-                        asked.push(ask(named));
+                    if let Some(named) = &named
+                        && self.learn(named)
+                    {
+                        asked.push(ask(named.clone()));
                     }
-                    why = Some(status);
+                    elsewhere = Some((named, status));
                 }
-                // What a coordinator says tells more than that another one says nothing.
-                Said::Silent(status) => why = why.or(Some(status)),
+                Said::Silent(status) => silent.push((address, status)),
             }
         }
-        Err(why.unwrap_or_else(|| Status::unavailable("no coordinator is known")))
+        Err(in_the_way(silent, elsewhere))
     }
 
     async fn send(self, request: Request<Body>) -> Result<Response<Body>, Status> {
@@ -269,10 +270,32 @@ async fn keep(mut body: Body) -> Result<Kept, Status> {
     Ok(Kept::Whole(whole.into()))
 }
 
+/// Why nobody was found to lead, in one line: what a coordinator says tells more than that another
+/// one says nothing, unless that one is said to lead.
+fn in_the_way(
+    silent: Vec<(String, Status)>,
+    elsewhere: Option<(Option<String>, Status)>,
+) -> Status {
+    let Some((named, status)) = elsewhere else {
+        let first = silent.into_iter().next().map(|(_, status)| status);
+        return first.unwrap_or_else(|| Status::unavailable("no coordinator is known"));
+    };
+    let is_named = |address: &str| named.as_deref().is_some_and(|n| bare(n) == bare(address));
+    match silent.iter().find(|(address, _)| is_named(address)) {
+        Some((_, why)) => Status::unavailable(format!("{}; it is said to lead", why.message())),
+        None => status,
+    }
+}
+
 /// Asks one coordinator whether it leads.
-async fn ask(address: String) -> Said {
+async fn ask(address: String) -> (String, Said) {
+    let said = ask_it(&address).await;
+    (address, said)
+}
+
+async fn ask_it(address: &str) -> Said {
     let asked = async {
-        let endpoint = endpoint(&address).map_err(Status::unavailable)?;
+        let endpoint = endpoint(address).map_err(Status::unavailable)?;
         let connected = endpoint.connect().await;
         let channel = connected.map_err(|e| {
             let why = innermost(&e);
@@ -287,7 +310,7 @@ async fn ask(address: String) -> Said {
             Status::unavailable(format!("no coordinator answers at {address}: {why}"))
         })?;
         if health.into_inner().status() == ServingStatus::Serving {
-            let address = address.clone();
+            let address = address.to_owned();
             return Ok(Said::Leads(Leader { address, channel }));
         }
         // It knows who does, or why nobody does.
@@ -299,7 +322,7 @@ async fn ask(address: String) -> Said {
                 None => Said::Silent(status),
             },
             Ok(_) => Said::Leads(Leader {
-                address: address.clone(),
+                address: address.to_owned(),
                 channel,
             }),
         })
@@ -462,6 +485,18 @@ mod tests {
         assert_eq!(why.code(), Code::Unavailable);
         assert!(why.message().contains(&known[1]), "{}", why.message());
         assert!(begun.elapsed() < ASK_WITHIN + CONNECT_WITHIN);
+    }
+
+    #[test]
+    fn what_is_in_the_way_is_told_by_who_knows_most() {
+        let silent = || vec![("http://a:1".to_owned(), Status::unavailable("no a"))];
+        let nobody = (None, Status::unavailable("etcd has no quorum"));
+        let a = (Some("a:1".to_owned()), Status::unavailable("a:1 leads"));
+        assert_eq!(in_the_way(silent(), None).message(), "no a");
+        let told = in_the_way(silent(), Some(nobody));
+        assert_eq!(told.message(), "etcd has no quorum");
+        let told = in_the_way(silent(), Some(a));
+        assert_eq!(told.message(), "no a; it is said to lead");
     }
 
     #[test]

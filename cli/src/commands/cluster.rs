@@ -43,10 +43,13 @@ async fn status(cluster: &Cluster, format: Format) -> anyhow::Result<()> {
             }).collect::<Vec<_>>(),
         }));
     }
+    let since = status.leader_since.as_ref();
+    let since = since.map(|since| format!(" since {}", time(since)));
     output::line(format!(
-        "leader    {} (term {}, version {})",
+        "leader    {} (term {}{}, version {})",
         clean(&status.leader),
         status.epoch,
+        since.unwrap_or_default(),
         clean(&status.version)
     ))?;
     output::line(format!(

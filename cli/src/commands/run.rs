@@ -141,13 +141,17 @@ pub async fn follow(cluster: &Cluster, id: &str, quiet: bool) -> anyhow::Result<
             stopped = cluster.stopped() => return Err(stopped.into()),
             _ = interrupts.recv() => {
                 if interrupted {
-                    progress.finish();
-                    return Err(Exit::new(exit::INTERRUPTED, format!("left; run `{id}` is not finished")).into());
+                    return Err(left(&mut progress, id));
                 }
                 interrupted = true;
                 progress.line("stopping the run; press Ctrl-C again to leave at once");
                 let cancel = CancelRunRequest { run: id.to_owned(), why: "interrupted by Ctrl-C".to_owned() };
-                cluster.runs().cancel_run(cancel).await?;
+                let mut runs = cluster.runs();
+                // While nobody leads, this takes as long as it takes to find someone.
+                tokio::select! {
+                    asked = runs.cancel_run(cancel) => drop(asked?),
+                    _ = interrupts.recv() => return Err(left(&mut progress, id)),
+                }
             }
         }
     }
@@ -167,6 +171,15 @@ pub async fn follow(cluster: &Cluster, id: &str, quiet: bool) -> anyhow::Result<
         }
     }
     Ok(run)
+}
+
+fn left(progress: &mut Progress, id: &str) -> anyhow::Error {
+    progress.finish();
+    Exit::new(
+        exit::INTERRUPTED,
+        format!("left; run `{id}` is not finished"),
+    )
+    .into()
 }
 
 /// Shows an event; says whether it was the last.

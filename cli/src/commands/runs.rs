@@ -8,6 +8,7 @@ use emberline_proto::v1::{
 };
 use prost_types::Timestamp;
 use serde_json::{Value, json};
+use tonic::{Code, Status};
 
 use super::run::{follow, tell};
 use crate::{
@@ -42,15 +43,10 @@ pub async fn runs(
             follow_and_tell(&cluster, &run, arguments, quiet, format).await
         }
         RunsCommand::Cancel { run, why } => cancel(&cluster, run, why, quiet, format).await,
-        RunsCommand::Retry { run } => {
-            match cluster.runs().retry_run(RetryRunRequest { run }).await {
-                Ok(answer) => {
-                    let id = answer.into_inner().summary.unwrap_or_default().run;
-                    follow_and_tell(&cluster, &id, arguments, quiet, format).await
-                }
-                Err(status) => Err(status.into()),
-            }
-        }
+        RunsCommand::Retry { run } => match retry(&cluster, run).await {
+            Ok(id) => follow_and_tell(&cluster, &id, arguments, quiet, format).await,
+            Err(status) => Err(status.into()),
+        },
         RunsCommand::Logs {
             run,
             task,
@@ -217,6 +213,29 @@ fn task_row(task: &TaskView) -> Vec<String> {
         took,
         why,
     ]
+}
+
+/// Starts a run again; gives its id.
+async fn retry(cluster: &Cluster, run: String) -> Result<String, Status> {
+    let summary = async |run| {
+        let found = cluster.runs().get_run(GetRunRequest { run }).await?;
+        Ok::<_, Status>(found.into_inner().summary.unwrap_or_default())
+    };
+    let before = summary(run).await?;
+    let run = before.run.clone();
+    let asked = cluster.runs().retry_run(RetryRunRequest { run }).await;
+    match asked {
+        Ok(_) => Ok(before.run),
+        // It was sent twice, since the first answer was lost with its leader: that one has counted.
+        Err(status)
+            if status.code() == Code::FailedPrecondition
+                && before.finished_at.is_some()
+                && summary(before.run.clone()).await?.finished_at != before.finished_at =>
+        {
+            Ok(before.run)
+        }
+        Err(status) => Err(status),
+    }
 }
 
 async fn cancel(
