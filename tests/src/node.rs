@@ -17,6 +17,8 @@ pub struct Node {
     name: String,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
+    /// A command that becomes the program in the end; empty without one.
+    before: Vec<String>,
     dir: PathBuf,
     process: Option<Child>,
     /// Where the output of the last start begins in the files of all starts.
@@ -33,6 +35,7 @@ impl Node {
             name: name.to_owned(),
             arguments,
             environment: Vec::new(),
+            before: Vec::new(),
             dir,
             process: None,
             begins: (0, 0),
@@ -43,6 +46,18 @@ impl Node {
     #[must_use]
     pub fn with_environment(mut self, more: &[(String, String)]) -> Self {
         self.environment.extend(more.iter().cloned());
+        self
+    }
+
+    /// With a disk of its own of that size at `dir`, in a mount namespace of its own. Needs the right
+    /// to mount.
+    #[must_use]
+    pub fn with_small_disk(mut self, dir: &Path, size: &str) -> Self {
+        fs::create_dir_all(dir).unwrap();
+        let script = "mount -t tmpfs -o size=$0 tmpfs \"$1\" && shift && exec \"$@\"";
+        let dir = dir.to_str().unwrap();
+        let before = ["unshare", "-m", "sh", "-c", script, size, dir];
+        self.before = before.map(str::to_owned).to_vec();
         self
     }
 
@@ -72,7 +87,14 @@ impl Node {
         let (stdout, stderr) = (open("stdout"), open("stderr"));
         let length = |file: &File| usize::try_from(file.metadata().unwrap().len()).unwrap();
         self.begins = (length(&stdout), length(&stderr));
-        let mut command = processes::ends_with_the_test(binary());
+        let mut command = match self.before.split_first() {
+            None => processes::ends_with_the_test(binary()),
+            Some((program, arguments)) => {
+                let mut command = processes::ends_with_the_test(program);
+                command.args(arguments).arg(binary());
+                command
+            }
+        };
         for (name, _) in std::env::vars_os() {
             let name = name.to_string_lossy();
             if ["EMBERLINE_", "AWS_", "RUST_LOG", "TRACEPARENT"]

@@ -3,10 +3,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::time::Instant;
+use std::{process::Command, time::Instant};
 
+use emberline_proto::v1::RunState;
 use emberline_tests::{
     TcpProxy,
+    client::state_of,
     cluster::{Builder, Cluster},
     node::Node,
     processes, seconds,
@@ -283,4 +285,47 @@ fn workers_that_come_and_go_leave_nothing_behind() {
     cluster.check();
     assert_eq!(cluster.etcd.leases().unwrap(), leases);
     assert_eq!(cluster.history.terms().len(), 1);
+}
+
+#[test]
+fn a_full_disk_of_one_worker_is_told_and_the_others_work_on() {
+    let allowed = Command::new("unshare").args(["-m", "true"]).status();
+    if !allowed.is_ok_and(|status| status.success()) {
+        eprintln!("NOT CHECKED: a small disk can't be mounted here (`unshare -m` is not allowed)");
+        return;
+    }
+    let mut cluster = builder().workers(1).prepare();
+    let nodes = cluster.root().join("nodes");
+    let small = Node::new(&nodes, "w0", cluster.worker_arguments("w0", "w0"));
+    cluster.workers[0] = small.with_small_disk(&nodes.join("w0/state"), "8m");
+    cluster.coordinators[0].start();
+    cluster.workers[0].start();
+    cluster.wait_until_it_serves();
+    let write = "head -c 20000000 /dev/zero > $EMBERLINE_OUTPUT_OUT/x || exit 28; rm $EMBERLINE_OUTPUT_OUT/x";
+    let stage = |more: &str| {
+        let stage = cluster.journal.stage("w", &[], write, more);
+        format!("pipeline: writes\nstages:\n{stage}")
+    };
+    let (here, anywhere) = (
+        stage(", labels: { name: w0 }"),
+        stage(", labels: { name: w1 }"),
+    );
+    let full = cluster.submit(&here);
+    let failed = wait_for("the run ends", seconds(20), || {
+        let seen = cluster.run(&full);
+        (state_of(&seen) == RunState::Failed).then_some(seen)
+    });
+    let failure = failed.tasks[0].failure.clone().unwrap();
+    let why = &failure.message;
+    assert!(why.contains("No space left on device"), "{why}");
+    // It lives, and takes what fits.
+    let small = cluster.journal.chains(1, 1);
+    let fits = cluster.submit(&small);
+    cluster.succeeds(&fits);
+    let other = cluster.add_worker();
+    cluster.workers[other].start();
+    let room = cluster.submit(&anywhere);
+    cluster.succeeds(&room);
+    assert!(cluster.workers[0].ended().is_none());
+    cluster.check();
 }
