@@ -24,7 +24,7 @@ use crate::{
 const LIMIT: Duration = Duration::from_secs(60);
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 /// How long the chain runs before a fault.
-const WARM: Duration = Duration::from_millis(700);
+const WARM: Duration = Duration::from_millis(200);
 /// Hops of the chain that runs meanwhile; more than it gets through.
 const HOPS: usize = 900;
 /// Ended runs whose traces are weighed.
