@@ -271,7 +271,7 @@ impl Cluster {
         self.root.path()
     }
 
-    /// The directory above `objects`, as [`outside`] wants it.
+    /// The directory above `objects`, as [`crate::outside`] wants it.
     #[must_use]
     pub fn artifacts(&self) -> PathBuf {
         self.above_objects.clone()
