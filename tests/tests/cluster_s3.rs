@@ -12,7 +12,7 @@ use emberline_tests::{
     client::state_of,
     cluster::{Builder, Cluster},
     http_proxy::{Fault, Rule},
-    node::timed,
+    node::{Node, timed},
     outside,
     s3::SECRET_KEY,
     seconds, wait_for,
@@ -182,6 +182,43 @@ fn a_coordinator_refuses_a_bucket_that_it_cannot_use_in_one_line() {
         assert!(errors[0].contains(told), "{output}");
         assert!(!output.stderr.contains(SECRET_KEY), "{output}");
     }
+}
+
+#[test]
+fn a_worker_that_cannot_use_the_bucket_says_so_and_takes_no_work() {
+    let server = S3Server::start();
+    let mut cluster = builder()
+        .workers(1)
+        .on_s3(&server, &server.address())
+        .start();
+    let arguments = cluster.worker_arguments("stranger", "stranger");
+    let mut environment = server.environment();
+    for (name, value) in &mut environment {
+        if name == "AWS_SECRET_ACCESS_KEY" {
+            "wrong".clone_into(value);
+        }
+    }
+    let mut stranger =
+        Node::new(cluster.root(), "stranger", arguments).with_environment(&environment);
+    stranger.start();
+    wait_for("it says why it cannot work", seconds(20), || {
+        let told = stranger.stderr();
+        let why = told.contains("the object store cannot be used from here");
+        (why && told.contains("AWS_SECRET_ACCESS_KEY")).then_some(())
+    });
+    // All of it is done by the other worker, none of it had to be tried twice.
+    let pipeline = cluster.journal.chains(4, 2);
+    let run = cluster.submit(&pipeline);
+    let ended = cluster.succeeds(&run);
+    assert!(
+        ended
+            .tasks
+            .iter()
+            .all(|t| t.attempt == 1 && t.worker != "stranger")
+    );
+    stranger.terminate();
+    assert_eq!(stranger.wait(seconds(20)), 0);
+    cluster.check();
 }
 
 fn doctor(server: &S3Server, address: &str, more: &[&str]) -> Output {

@@ -124,8 +124,14 @@ impl Session {
         let channel = endpoint(address)?.connect().await.map_err(|e| chain(&e))?;
         let mut client = client(channel);
         let (send, receive) = mpsc::channel(OUTGOING);
-        let opening = self.runner.board.open(self.config.slots);
+        let mut opening = self.runner.board.open(self.config.slots);
         let draining = opening.draining;
+        // Where artifacts are, the leader says; work is taken only when they can be reached.
+        let tried = artifacts.is_some();
+        let credits = opening.credits;
+        if !tried {
+            opening.credits = 0;
+        }
         let register = self.register(opening);
         self.send(&send, worker_message::Message::Register(register))
             .await?;
@@ -166,6 +172,15 @@ impl Session {
         }
         let interval = Duration::from_millis(u64::from(registered.heartbeat_interval_ms.max(50)));
         let _heart = Heart::start(send.clone(), interval);
+        if !tried {
+            if let Err(why) = store.probe_write().await {
+                *artifacts = None;
+                return Err(format!("the object store cannot be used from here: {why}").into());
+            }
+            let grant = pb::GrantCredits { credits };
+            self.send(&send, worker_message::Message::GrantCredits(grant))
+                .await?;
+        }
         self.connected.send_replace(Some(LeaderSeen {
             address: address.to_owned(),
             epoch: Epoch(registered.epoch),
