@@ -31,10 +31,10 @@ prerequisites() {
 }
 
 # To test, too: Python for an independent client, and for the example that trains with scikit-learn;
-# a real etcd; network namespaces, for partitions.
+# a real etcd, and certificates for it.
 test_prerequisites() {
   prerequisites
   python3 -c 'import ensurepip, venv' 2>/dev/null || packages "Python with venv" python3 python3-venv
   command -v etcd >/dev/null || packages "etcd" etcd-server
-  command -v ip >/dev/null && command -v nft >/dev/null || packages "ip or nft" iproute2 nftables
+  command -v openssl >/dev/null || packages "openssl" openssl
 }

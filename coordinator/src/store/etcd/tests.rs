@@ -325,3 +325,115 @@ async fn an_etcd_that_is_not_there_is_waited_for() {
     assert!(trouble.contains("can be reached since"), "{trouble}");
     assert!(trouble.contains(&port.to_string()), "{trouble}");
 }
+
+#[tokio::test]
+async fn a_user_and_a_password_are_asked_for_and_given() {
+    let etcd = Etcd::start(&[]).await;
+    let mut admin = etcd.client().await;
+    admin.role_add("root").await.unwrap();
+    admin.user_add("root", "secret", None).await.unwrap();
+    admin.user_grant_role("root", "root").await.unwrap();
+    admin.auth_enable().await.unwrap();
+    let with = |password: Option<&str>| EtcdConfig {
+        user: password.map(|p| ("root".to_owned(), p.to_owned())),
+        ..etcd.config("e")
+    };
+    for wrong in [None, Some("wrong")] {
+        let refused = EtcdStore::open(with(wrong)).await.err().unwrap();
+        let text = refused.to_string();
+        assert!(!text.contains("wrong"), "{text}");
+        assert!(matches!(refused, StoreError::Failed { .. }), "{text}");
+    }
+    let store = EtcdStore::open(with(Some("secret"))).await.unwrap();
+    let epoch = store.campaign(conformance::candidate("a")).await.unwrap();
+    store.commit(epoch, vec![put("k", "1")]).await.unwrap();
+    assert_eq!(store.load("").await.unwrap().len(), 1);
+}
+
+/// Certificates of an authority, a server at 127.0.0.1 and a client, in a directory.
+fn certificates() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let openssl = |arguments: &str| {
+        let done = Command::new("openssl")
+            .args(arguments.split_whitespace())
+            .current_dir(dir.path())
+            .output()
+            .expect("`openssl` is installed: see deploy/prerequisites.sh");
+        let told = String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success(), "openssl {arguments}: {told}");
+    };
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+    openssl(&format!(
+        "req -x509 {key} -keyout ca.key -out ca.pem -days 2 -subj /CN=ca"
+    ));
+    for name in ["server", "client"] {
+        std::fs::write(
+            dir.path().join("ext"),
+            "subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n",
+        )
+        .unwrap();
+        openssl(&format!(
+            "req {key} -keyout {name}.key -out {name}.csr -subj /CN={name}"
+        ));
+        openssl(&format!(
+            "x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out {name}.pem -days 2 -extfile ext"
+        ));
+    }
+    dir
+}
+
+#[tokio::test]
+async fn a_member_and_a_client_show_each_other_their_certificates() {
+    emberline_common::tls::install_crypto_provider();
+    let dir = certificates();
+    let path = |name: &str| dir.path().join(name);
+    let data = tempfile::tempdir().unwrap();
+    let url = format!("https://127.0.0.1:{}", free_port());
+    let peer = format!("http://127.0.0.1:{}", free_port());
+    let process = Command::new("etcd")
+        .args(["--name", "m", "--log-level", "error", "--client-cert-auth"])
+        .arg("--data-dir")
+        .arg(data.path())
+        .arg("--cert-file")
+        .arg(path("server.pem"))
+        .arg("--key-file")
+        .arg(path("server.key"))
+        .arg("--trusted-ca-file")
+        .arg(path("ca.pem"))
+        .args([
+            "--listen-client-urls",
+            &url,
+            "--advertise-client-urls",
+            &url,
+        ])
+        .args(["--listen-peer-urls", &peer])
+        .args(["--initial-advertise-peer-urls", &peer])
+        .args(["--initial-cluster", &format!("m={peer}")])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("`etcd` is installed: see deploy/prerequisites.sh");
+    let etcd = Etcd {
+        process,
+        url,
+        _dir: data,
+    };
+    let with = |tls: Option<EtcdTls>| EtcdConfig {
+        tls,
+        ..etcd.config("e")
+    };
+    let both = EtcdTls::read(
+        Some(path("ca.pem")),
+        Some(path("client.pem")),
+        Some(path("client.key")),
+    );
+    // It waits until the member is up.
+    let store = EtcdStore::open(with(both.unwrap())).await.unwrap();
+    let led = tokio::time::timeout(LIMIT, store.campaign(conformance::candidate("a")));
+    let epoch = led.await.expect("it leads in time").unwrap();
+    store.commit(epoch, vec![put("k", "1")]).await.unwrap();
+    // Without a certificate of ours the member says nothing.
+    let nameless = EtcdTls::read(Some(path("ca.pem")), None, None).unwrap();
+    let stranger = EtcdStore::open(with(nameless)).await.unwrap();
+    assert!(stranger.trouble().is_some());
+}
