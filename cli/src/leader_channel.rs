@@ -17,7 +17,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use emberline_common::redirect::{DOMAIN, redirect};
+use emberline_common::{
+    address::coordinator_url,
+    redirect::{DOMAIN, redirect},
+};
 use emberline_proto::v1::{
     GetClusterStatusRequest, cluster_service_client::ClusterServiceClient,
     run_service_server::SERVICE_NAME,
@@ -400,18 +403,8 @@ fn bare(address: &str) -> &str {
 }
 
 fn endpoint(address: &str) -> Result<Endpoint, String> {
-    let url = if address.contains("://") {
-        address.to_owned()
-    } else {
-        format!("http://{address}")
-    };
-    let wrong = |why: String| {
-        format!("`{address}` is no address: {why}; write e.g. `http://127.0.0.1:7420`")
-    };
-    if !url.starts_with("http://") {
-        return Err(wrong("only `http:` is known".to_owned()));
-    }
-    let endpoint = Endpoint::from_shared(url).map_err(|e| wrong(e.to_string()))?;
+    let url = coordinator_url(address)?;
+    let endpoint = Endpoint::from_shared(url).map_err(|e| format!("`{address}`: {e}"))?;
     Ok(endpoint
         .connect_timeout(CONNECT_WITHIN)
         .tcp_nodelay(true)
@@ -513,7 +506,7 @@ mod tests {
 
     #[test]
     fn what_is_no_address_is_told() {
-        for wrong in ["", "https://a:1", "a b"] {
+        for wrong in ["", "https://a:1", "a b", "127.0.0.1", "a:99999"] {
             let made = LeaderChannel::new(vec![wrong.to_owned()], Duration::ZERO);
             assert!(made.is_err_and(|why| why.contains("is no address")));
         }

@@ -1,6 +1,7 @@
 //! What Emberline's coordinator and workers must agree on: ids, the pipeline's spec and its checks,
 //! artifacts, and logs. What only one side uses lives on that side.
 
+pub mod address;
 pub mod artifact;
 pub mod attempt_log;
 pub mod failure;

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use crate::ids::Epoch;
+use crate::{address::is_host_port, ids::Epoch};
 
 /// The domain of every `ErrorInfo` that Emberline sends.
 pub const DOMAIN: &str = "emberline";
@@ -56,10 +56,7 @@ pub fn redirect(status: &Status) -> Option<Redirect> {
     if info.reason != REASON || info.domain != DOMAIN {
         return None;
     }
-    let leader = info.metadata.get(LEADER).filter(|address| {
-        let authority = address.parse::<http::uri::Authority>();
-        authority.is_ok_and(|a| a.port_u16().is_some() && !address.contains('@'))
-    });
+    let leader = info.metadata.get(LEADER).filter(|a| is_host_port(a));
     let epoch = info.metadata.get(EPOCH).and_then(|e| e.parse().ok());
     Some(Redirect {
         leader: leader.cloned(),

@@ -13,6 +13,7 @@ use std::{
 };
 
 use emberline_common::{
+    address::coordinator_url,
     artifact::ArtifactStore,
     ids::{AttemptId, Epoch},
     redirect::{Redirect, redirect},
@@ -346,18 +347,8 @@ fn client(channel: Channel) -> WorkerServiceClient<Channel> {
 
 /// Where a leader is, with what it takes to see soon that it no longer is.
 pub(crate) fn endpoint(leader: &str) -> Result<Endpoint, String> {
-    let url = if leader.contains("://") {
-        leader.to_owned()
-    } else {
-        format!("http://{leader}")
-    };
-    if !url.starts_with("http://") {
-        return Err(format!(
-            "`{leader}` is not `host:port` or `http://host:port`"
-        ));
-    }
-    let endpoint = Endpoint::from_shared(url)
-        .map_err(|e| format!("`{leader}` is not `host:port` or `http://host:port`: {e}"))?;
+    let url = coordinator_url(leader)?;
+    let endpoint = Endpoint::from_shared(url).map_err(|e| format!("`{leader}`: {e}"))?;
     Ok(endpoint
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)

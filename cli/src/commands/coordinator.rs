@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use emberline_common::{
+    address::is_host_port,
     artifact::{ArtifactStore, StoreFault},
     spec::DurationText,
 };
@@ -50,11 +51,7 @@ pub async fn coordinator(arguments: CoordinatorArguments, quiet: bool) -> anyhow
         .into());
     }
     if let Some(advertise) = &arguments.advertise
-        && advertise
-            .parse::<http::uri::Authority>()
-            .ok()
-            .and_then(|a| a.port_u16())
-            .is_none()
+        && !is_host_port(advertise)
     {
         return Err(Exit::input(format!("`--advertise {advertise}` is not `host:port`")).into());
     }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use emberline_common::{
+    address::coordinator_url,
     artifact::ArtifactStore,
     finding::{Finding, Health},
     time::Timestamp,
@@ -256,14 +257,13 @@ async fn coordinators(servers: &str) -> Vec<Finding> {
 }
 
 async fn ask(server: &str) -> Coordinator {
-    let url = if server.contains("://") {
-        server.to_owned()
-    } else {
-        format!("http://{server}")
+    let url = match coordinator_url(server) {
+        Ok(url) => url,
+        Err(why) => return Coordinator::Fails(why),
     };
     let endpoint = match Endpoint::from_shared(url) {
         Ok(endpoint) => endpoint.connect_timeout(ANSWER_WITHIN),
-        Err(e) => return Coordinator::Fails(format!("`{server}` is no address: {e}")),
+        Err(e) => return Coordinator::Fails(e.to_string()),
     };
     let channel = match endpoint.connect().await {
         Ok(channel) => channel,
