@@ -8,6 +8,7 @@
 //! right after a session has broken: then a new leader is only a moment away.
 
 use std::{
+    collections::BTreeMap,
     hash::{BuildHasher, RandomState},
     time::{Duration, Instant},
 };
@@ -36,6 +37,8 @@ const SOON: Duration = Duration::from_secs(30);
 const MAX_BACKOFF: Duration = Duration::from_secs(2);
 /// What is in the way is told again after this long, even if it is still the same.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
+/// Different causes that are told in that time.
+const CAUSES: usize = 16;
 
 /// A leader that a worker has a session with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,7 +62,8 @@ pub(crate) struct Search {
     seen: Option<Instant>,
     /// The highest term of any leader that there was a session with.
     epoch: Epoch,
-    said: Option<(String, Instant)>,
+    /// The causes that were told lately.
+    said: Vec<(String, Instant)>,
 }
 
 impl Search {
@@ -74,7 +78,7 @@ impl Search {
             backoff: FIRST_BACKOFF,
             seen: None,
             epoch: Epoch(0),
-            said: None,
+            said: Vec::new(),
         }
     }
 
@@ -113,15 +117,21 @@ impl Search {
             .map(|address| async move { (address, leads(address).await) })
             .collect();
         let mut follower = None;
-        let mut silent = String::new();
+        // By address, so that what is told is the same whoever is the last to fail.
+        let mut silent = BTreeMap::new();
         while let Some((address, said)) = asked.next().await {
             match said {
                 Ok(true) => return Ok(address.clone()),
                 Ok(false) => follower = follower.or(Some(address)),
-                Err(why) => silent = format!("{address}: {why}"),
+                Err(why) => drop(silent.insert(address, why)),
             }
         }
-        follower.cloned().ok_or(silent)
+        follower.cloned().ok_or_else(|| {
+            let each = silent
+                .iter()
+                .map(|(address, why)| format!("{address}: {why}"));
+            each.collect::<Vec<_>>().join("; ")
+        })
     }
 
     /// A leader has answered.
@@ -136,7 +146,7 @@ impl Search {
             ));
         }
         self.epoch = epoch;
-        self.said = None;
+        self.said.clear();
         Ok(())
     }
 
@@ -171,15 +181,21 @@ impl Search {
 
     /// Tells what is in the way, once for each cause.
     pub fn say(&mut self, address: &str, why: &str) {
-        let new = self
-            .said
-            .as_ref()
-            .is_none_or(|(said, at)| said != why || at.elapsed() > SAY_AGAIN);
-        // Several coordinators in turn give several causes: the hops between them say nothing new.
-        if new && self.hops == 0 && self.backoff >= SOON_BACKOFF {
+        // The hops between coordinators say nothing new.
+        if self.hops == 0 && self.backoff >= SOON_BACKOFF && self.is_new(why) {
             tracing::warn!(coordinator = %address, %why, "there is no leader to work for; trying again");
-            self.said = Some((why.to_owned(), Instant::now()));
         }
+    }
+
+    /// Whether a cause was not told lately; then it is now. Several coordinators in turn may give
+    /// several.
+    fn is_new(&mut self, why: &str) -> bool {
+        self.said.retain(|(_, at)| at.elapsed() <= SAY_AGAIN);
+        if self.said.len() >= CAUSES || self.said.iter().any(|(said, _)| said == why) {
+            return false;
+        }
+        self.said.push((why.to_owned(), Instant::now()));
+        true
     }
 }
 
@@ -264,6 +280,31 @@ mod tests {
         let why = search.next().await.unwrap_err();
         assert!(why.contains(&address), "{why}");
         assert!(begun.elapsed() < ASK_WITHIN * 3, "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test]
+    async fn all_that_do_not_answer_are_told_and_only_once() {
+        let refused = [(); 3].map(|()| {
+            let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            closed.local_addr().unwrap().to_string()
+        });
+        let mut search = Search::new(refused.to_vec());
+        let mut told = 0;
+        for _ in 0..6 {
+            let why = search.next().await.unwrap_err();
+            for address in &refused {
+                assert!(why.contains(address), "{why}");
+            }
+            told += u32::from(search.is_new(&why));
+        }
+        assert_eq!(told, 1);
+        assert!(search.is_new("something else"));
+        search.found("a:1", Epoch(1)).unwrap();
+        assert!(search.is_new("something else"), "there was a leader since");
+        for n in 0..100 {
+            search.is_new(&n.to_string());
+        }
+        assert_eq!(search.said.len(), CAUSES);
     }
 
     #[test]

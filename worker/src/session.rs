@@ -384,9 +384,15 @@ impl From<tonic::Status> for Ended {
 
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut out = error.to_string();
+    let mut last = out.clone();
     let mut next = error.source();
     while let Some(error) = next {
-        out += &format!(": {error}");
+        // Some say what their cause says.
+        let text = error.to_string();
+        if text != last {
+            out += &format!(": {text}");
+            last = text;
+        }
         next = error.source();
     }
     out
