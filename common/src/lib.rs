@@ -7,6 +7,7 @@ pub mod attempt_log;
 pub mod failure;
 pub mod finding;
 pub mod ids;
+pub mod labels;
 pub mod redirect;
 pub mod resources;
 pub mod run_view;

@@ -1,10 +1,15 @@
 //! `worker`: one of a cluster's workers, until it is told to stop.
 
-use std::{collections::BTreeMap, fs::File, path::Path};
+use std::{collections::BTreeMap, fs::File, ops::RangeInclusive, path::Path, time::Duration};
 
-use emberline_common::{ids::WorkerName, resources::Resources};
+use emberline_common::{
+    address::coordinator_url, ids::WorkerName, labels, resources::Resources, spec::DurationText,
+};
 use emberline_worker::{RunningWorker, Worker, WorkerConfig, WorkerError};
-use rustix::fs::{FlockOperation, flock};
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
@@ -13,6 +18,10 @@ use crate::{
     exit::Exit,
     output,
 };
+
+/// What `--orphan-grace` may be.
+const ORPHAN_GRACE: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_hours(30 * 24);
 
 /// Works until SIGTERM or Ctrl-C; a second one stops at once.
 pub async fn worker(
@@ -114,6 +123,11 @@ fn config(cluster: &ClusterArguments, arguments: &WorkerArguments) -> Result<Wor
             return Err(Exit::input(format!("`--label {key}=…` is given twice")));
         }
     }
+    labels::check(&labels).map_err(|why| Exit::input(format!("`--label`: {why}")))?;
+    let leaders: Vec<String> = server.split(',').map(|s| s.trim().to_owned()).collect();
+    for leader in &leaders {
+        coordinator_url(leader).map_err(|why| Exit::input(format!("`--server`: {why}")))?;
+    }
     let found = emberline_worker::machine::resources();
     let cpu_millis = match arguments.cpu {
         None => found.cpu_millis,
@@ -126,11 +140,28 @@ fn config(cluster: &ClusterArguments, arguments: &WorkerArguments) -> Result<Wor
             let millis = (cpu * 1000.0).round() as u32;
             millis
         }
-        Some(cpu) => return Err(Exit::input(format!("`--cpu {cpu}` must be 0.001 or more"))),
+        Some(cpu) => {
+            return Err(Exit::input(format!(
+                "`--cpu {cpu}` must be between 0.001 and 1000000"
+            )));
+        }
     };
+    if arguments.memory.is_some_and(|memory| memory.0 == 0) {
+        return Err(Exit::input(
+            "`--memory 0` leaves nothing to tasks: leave it out, or say how much they may use",
+        ));
+    }
+    let orphan_grace = arguments.orphan_grace;
+    if !ORPHAN_GRACE.contains(&orphan_grace.0) {
+        return Err(Exit::input(format!(
+            "`--orphan-grace {orphan_grace}` must be between {} and {}: with less, each change of the leader would discard what could go on",
+            DurationText(*ORPHAN_GRACE.start()),
+            DurationText(*ORPHAN_GRACE.end()),
+        )));
+    }
     Ok(WorkerConfig {
         name,
-        leaders: server.split(',').map(|s| s.trim().to_owned()).collect(),
+        leaders,
         resources: Resources {
             cpu_millis,
             memory_bytes: arguments.memory.map_or(found.memory_bytes, |m| m.0),
@@ -140,7 +171,7 @@ fn config(cluster: &ClusterArguments, arguments: &WorkerArguments) -> Result<Wor
         slots: arguments.slots,
         state_dir: cluster.state_dir.clone(),
         cache_bytes: cluster.cache_size.0,
-        orphan_grace: arguments.orphan_grace.0,
+        orphan_grace: orphan_grace.0,
         ..WorkerConfig::default()
     })
 }
@@ -158,13 +189,14 @@ fn lock(state_dir: &Path) -> Result<File, Exit> {
         .write(true)
         .open(&path)
         .map_err(|e| failed("open the lock in", e))?;
-    flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
-        Exit::cluster(format!(
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(Errno::WOULDBLOCK) => Err(Exit::cluster(format!(
             "another worker uses the state directory `{}`: give each its own by `--state-dir`",
             state_dir.display()
-        ))
-    })?;
-    Ok(file)
+        ))),
+        Err(e) => Err(failed("lock", e.into())),
+    }
 }
 
 /// The machine's name, as far as it can name a worker.

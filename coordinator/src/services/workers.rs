@@ -5,7 +5,7 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use emberline_common::{ids::AttemptId, wire};
+use emberline_common::{ids::AttemptId, labels, wire};
 use emberline_proto::{
     WORKER_PROTOCOL_VERSION,
     v1::{
@@ -267,13 +267,15 @@ fn hello(
             running.push(report.id.clone());
         }
     }
+    let labels = register.labels.into_iter().collect();
+    labels::check(&labels).map_err(|why| status::bad_field("labels", why))?;
     let hello = WorkerHello {
         session,
         worker: wire::id("worker", &register.worker).map_err(translate::bad)?,
         incarnation: wire::id("incarnation", &register.incarnation).map_err(translate::bad)?,
         version: translate::cut(register.version, 64),
         resources: register.resources.unwrap_or_default().into(),
-        labels: register.labels.into_iter().collect(),
+        labels,
         kinds: translate::kinds(register.kinds)?,
         cached: translate::digests("cached_manifests", &register.cached_manifests)?,
         running,
