@@ -53,9 +53,10 @@ async fn drain(
         Ok(())
     } else {
         Ok(output::line(format!(
-            "worker {} takes no more work; it still runs {} attempts",
+            "worker {} takes no more work; it still runs {} attempt{}",
             clean(&worker),
-            answer.running
+            answer.running,
+            if answer.running == 1 { "" } else { "s" }
         ))?)
     }
 }
