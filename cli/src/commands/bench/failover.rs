@@ -189,6 +189,8 @@ async fn submit(cluster: &Cluster, directory: &Path, yaml: String) -> anyhow::Re
         file_name: "bench.yaml".to_owned(),
         base_dir: directory.display().to_string(),
         request_id: submission::request_id(),
+        // Each must run, also the same one again.
+        no_cache: true,
         trigger: "manual".to_owned(),
         ..Default::default()
     };
