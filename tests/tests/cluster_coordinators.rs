@@ -219,7 +219,9 @@ fn a_leader_that_only_workers_cannot_reach_goes_on_leading() {
     cluster.succeeds(&run);
     cluster.check();
     assert_eq!(cluster.history.terms().len(), 1);
-    assert_eq!(cluster.history.attempts(&run, "wait"), 2);
+    // The worker that is found lost last may have been given it a moment before.
+    let attempts = cluster.history.attempts(&run, "wait");
+    assert!((2..=3).contains(&attempts), "{attempts}");
 }
 
 #[test]
