@@ -11,8 +11,9 @@ mod load;
 
 use std::{collections::HashMap, path::Path, sync::Arc, time::Duration};
 
+use emberline_coordinator::store::StateStore as _;
 use serde_json::json;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use self::{faults::Faults, judge::Report, load::Load};
@@ -25,6 +26,9 @@ use crate::{
 
 /// How long the last runs may take to end after the last fault.
 const QUIET_WITHIN: Duration = Duration::from_secs(60);
+/// How long the records of ended runs may take to be stored after that.
+const STORED_WITHIN: Duration = Duration::from_secs(20);
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Does all of it.
 pub async fn chaos(
@@ -108,6 +112,17 @@ async fn harm(
     let ended = tokio::time::timeout(QUIET_WITHIN, working).await;
     if ended.is_err() {
         say(format!("not all runs have ended after {QUIET_WITHIN:?}"));
+    }
+    // A run has ended before its record is stored; it leaves the state with that.
+    let stored = async {
+        while !observer.load("runs/").await?.is_empty() {
+            sleep(LOOK_AGAIN).await;
+        }
+        anyhow::Ok(())
+    };
+    match tokio::time::timeout(STORED_WITHIN, stored).await {
+        Ok(stored) => stored?,
+        Err(_) => say(format!("not all runs are stored after {STORED_WITHIN:?}")),
     }
     let history = observer.history().await?;
     let report = judge::judge(&history, &load.told(), faults.done(), &read(journal)?);
