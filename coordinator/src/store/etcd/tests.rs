@@ -28,9 +28,10 @@ fn free_port() -> u16 {
 }
 
 impl Etcd {
-    async fn start(more: &[&str]) -> Self {
+    /// It need not answer yet.
+    fn spawn(scheme: &str, more: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let url = format!("http://127.0.0.1:{}", free_port());
+        let url = format!("{scheme}://127.0.0.1:{}", free_port());
         let peer = format!("http://127.0.0.1:{}", free_port());
         let process = Command::new("etcd")
             .args(["--name", "m", "--log-level", "error"])
@@ -51,11 +52,15 @@ impl Etcd {
             .stderr(Stdio::null())
             .spawn()
             .expect("`etcd` is installed: see deploy/prerequisites.sh");
-        let etcd = Self {
+        Self {
             process,
             url,
             _dir: dir,
-        };
+        }
+    }
+
+    async fn start(more: &[&str]) -> Self {
+        let etcd = Self::spawn("http", more);
         tokio::time::timeout(LIMIT, async {
             while etcd.client().await.get("x", None).await.is_err() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -387,37 +392,20 @@ async fn a_member_and_a_client_show_each_other_their_certificates() {
     emberline_common::tls::install_crypto_provider();
     let dir = certificates();
     let path = |name: &str| dir.path().join(name);
-    let data = tempfile::tempdir().unwrap();
-    let url = format!("https://127.0.0.1:{}", free_port());
-    let peer = format!("http://127.0.0.1:{}", free_port());
-    let process = Command::new("etcd")
-        .args(["--name", "m", "--log-level", "error", "--client-cert-auth"])
-        .arg("--data-dir")
-        .arg(data.path())
-        .arg("--cert-file")
-        .arg(path("server.pem"))
-        .arg("--key-file")
-        .arg(path("server.key"))
-        .arg("--trusted-ca-file")
-        .arg(path("ca.pem"))
-        .args([
-            "--listen-client-urls",
-            &url,
-            "--advertise-client-urls",
-            &url,
-        ])
-        .args(["--listen-peer-urls", &peer])
-        .args(["--initial-advertise-peer-urls", &peer])
-        .args(["--initial-cluster", &format!("m={peer}")])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("`etcd` is installed: see deploy/prerequisites.sh");
-    let etcd = Etcd {
-        process,
-        url,
-        _dir: data,
-    };
+    let text = |name: &str| path(name).display().to_string();
+    let (certificate, key, ca) = (text("server.pem"), text("server.key"), text("ca.pem"));
+    let etcd = Etcd::spawn(
+        "https",
+        &[
+            "--client-cert-auth",
+            "--cert-file",
+            &certificate,
+            "--key-file",
+            &key,
+            "--trusted-ca-file",
+            &ca,
+        ],
+    );
     let with = |tls: Option<EtcdTls>| EtcdConfig {
         tls,
         ..etcd.config("e")
