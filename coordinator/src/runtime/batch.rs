@@ -45,13 +45,17 @@ impl Batch {
         let under = |key: &str| self.removed.iter().any(|p| key.starts_with(p.as_str()));
         self.writes.len() + writes.len() <= limits.records
             && self.bytes + bytes <= limits.bytes
-            && self.outs.len() < MAX_OUTS
             && !writes.iter().any(|write| under(key(write)))
+    }
+
+    /// Whether so much waits for it that nothing more should be decided before its commit.
+    pub(super) fn is_full(&self) -> bool {
+        self.outs.len() >= MAX_OUTS
     }
 
     pub(super) fn write(&mut self, write: Write) {
         if let Write::DeletePrefix { prefix } = &write {
-            self.remove(&prefix.clone());
+            self.remove(prefix);
             self.bytes += prefix.len();
             self.writes.push(write);
             return;
@@ -154,6 +158,16 @@ mod tests {
         assert!(batch.takes(&[put("b", "1")], limits));
         assert!(!batch.takes(&large[1..], limits), "too many");
         assert!(!batch.takes(&[put("b", "123456789")], limits), "too large");
+    }
+
+    #[test]
+    fn what_waits_for_a_batch_is_bounded_although_nothing_is_written() {
+        let mut batch = Batch::default();
+        for _ in 0..MAX_OUTS {
+            assert!(!batch.is_full());
+            batch.out(Out::Answer(Box::new(|| ())));
+        }
+        assert!(batch.is_full());
     }
 
     #[test]

@@ -189,7 +189,7 @@ impl Pump {
     }
 
     fn has_room(&self) -> bool {
-        self.pending.len() < AHEAD
+        self.pending.len() < AHEAD && !self.pending.back().is_some_and(Batch::is_full)
     }
 
     /// The batch that what is told next waits for.
