@@ -9,6 +9,7 @@ const PROTOS: &[&str] = &[
     "emberline/v1/models.proto",
     "emberline/v1/artifacts.proto",
     "emberline/v1/cluster.proto",
+    "emberline/v1/deployments.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

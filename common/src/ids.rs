@@ -137,6 +137,10 @@ text_id!(
     Alias, "alias", NAME_RULE, is_name
 );
 text_id!(
+    /// A place where one version of each model is live, e.g. `production`.
+    EnvironmentName, "environment name", NAME_RULE, is_name
+);
+text_id!(
     /// A worker's name, stable over restarts.
     WorkerName, "worker name",
     "use 1 to 253 letters, digits, `.`, `_` and `-`, and begin with a letter or digit",
@@ -160,6 +164,14 @@ text_id!(
 impl From<crate::spec::kinds::BuiltinKind> for StageKind {
     fn from(kind: crate::spec::kinds::BuiltinKind) -> Self {
         Self(kind.as_str().into())
+    }
+}
+
+impl EnvironmentName {
+    /// `production`: where a model is deployed to if nothing else is said.
+    #[must_use]
+    pub fn production() -> Self {
+        Self("production".into())
     }
 }
 
@@ -187,6 +199,31 @@ pub struct Epoch(pub u64);
 impl fmt::Display for Epoch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+/// One deployment, counted over the whole cluster; shown as `d17`.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct DeploymentId(pub u64);
+
+impl fmt::Display for DeploymentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("d{}", self.0))
+    }
+}
+
+impl FromStr for DeploymentId {
+    type Err = InvalidId;
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        let digits = text.strip_prefix('d').unwrap_or(text);
+        let plain = !digits.starts_with('0') && digits.bytes().all(|b| b.is_ascii_digit());
+        let number = digits.parse().ok().filter(|_| plain);
+        number
+            .map(Self)
+            .ok_or_else(|| invalid("deployment", text, "write it as it is shown, e.g. `d17`"))
     }
 }
 

@@ -4,6 +4,7 @@
 pub mod address;
 pub mod artifact;
 pub mod attempt_log;
+pub mod delivery;
 pub mod failure;
 pub mod finding;
 pub mod ids;
@@ -12,6 +13,8 @@ pub mod redirect;
 pub mod resources;
 pub mod run_view;
 pub mod spec;
+pub mod telemetry;
 pub mod time;
 pub mod tls;
+pub mod trace;
 pub mod wire;

@@ -6,9 +6,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{
-    failure::Failure,
-    ids::{ArtifactName, Digest, PipelineName, RunId, StageKind, StageName, TaskName, WorkerName},
+    delivery::Change,
+    failure::{Failure, Reason},
+    ids::{
+        ArtifactName, DeploymentId, Digest, PipelineName, RunId, StageKind, StageName, TaskName,
+        WorkerName,
+    },
     time::Timestamp,
+    trace::RunTrace,
 };
 
 /// The largest results of a task as JSON, in bytes: they are kept in the state.
@@ -185,6 +190,23 @@ pub struct RunSummary {
     /// W3C `traceparent` that the run's trace goes on from; empty if it starts its own.
     #[serde(default)]
     pub traceparent: String,
+    /// When it was accepted or last retried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resumed_at: Option<Timestamp>,
+    /// What it was started for, without the commits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub change: Option<Change>,
+    /// The failed deployment that it was started to repair.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repairs: Option<DeploymentId>,
+}
+
+impl RunSummary {
+    /// Its trace.
+    #[must_use]
+    pub fn trace(&self) -> RunTrace {
+        RunTrace::of(&self.run, &self.traceparent)
+    }
 }
 
 /// What can be seen of one task.
@@ -239,6 +261,30 @@ pub struct TaskView {
     /// Where the time of the successful attempt went.
     #[serde(default)]
     pub timing: AttemptTiming,
+    /// The attempts before the current or last one, oldest first; the last [`MAX_EARLIER`] of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier: Vec<PastAttempt>,
+}
+
+/// The most earlier attempts that a task remembers.
+pub const MAX_EARLIER: usize = 16;
+
+/// An attempt that was not the last one of its task.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PastAttempt {
+    /// Its number.
+    pub attempt: u32,
+    /// Its worker.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<WorkerName>,
+    /// When it could have started.
+    pub ready_at: Timestamp,
+    /// When it was assigned.
+    pub started_at: Timestamp,
+    /// When it ended.
+    pub finished_at: Timestamp,
+    /// Why it did not succeed.
+    pub reason: Reason,
 }
 
 /// Where the time of an attempt went, in microseconds.

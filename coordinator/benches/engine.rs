@@ -239,6 +239,8 @@ impl Bench {
             files: Vec::new(),
             trigger: "bench".to_owned(),
             traceparent: String::new(),
+            change: None,
+            repairs: None,
         })));
         assert!(matches!(decision, Ok(Outcome::Submitted { .. })));
     }

@@ -136,6 +136,8 @@ pub async fn prepare(
         files,
         trigger: "manual".to_owned(),
         traceparent: std::env::var("TRACEPARENT").unwrap_or_default(),
+        change: None,
+        repairs: String::new(),
     })
 }
 

@@ -3,9 +3,11 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use emberline_common::{
+    delivery::Change,
     failure::Failure,
     ids::{
-        ArtifactName, AttemptId, Digest, Epoch, Incarnation, RunId, StageKind, TaskName, WorkerName,
+        ArtifactName, AttemptId, DeploymentId, Digest, Epoch, Incarnation, RunId, StageKind,
+        TaskName, WorkerName,
     },
     resources::Resources,
     run_view::{
@@ -13,6 +15,7 @@ use emberline_common::{
     },
     spec::{ArtifactType, PipelineSpec},
     time::Timestamp,
+    trace::TraceId,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -120,6 +123,10 @@ pub struct Submission {
     pub trigger: String,
     /// W3C `traceparent` to go on from.
     pub traceparent: String,
+    /// What it is started for.
+    pub change: Option<Change>,
+    /// The failed deployment that it is started to repair.
+    pub repairs: Option<DeploymentId>,
 }
 
 /// A file that travels with a submission.
@@ -212,6 +219,9 @@ pub struct ArchivedRun {
     pub request_id: Option<String>,
     /// As submitted, with parameters filled in.
     pub spec: Arc<PipelineSpec>,
+    /// As submitted, with all commits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub change: Option<Change>,
 }
 
 /// An attempt for a worker to run.
@@ -340,6 +350,8 @@ pub enum Outcome {
     Submitted {
         /// Its id.
         run: RunId,
+        /// Its trace.
+        trace: TraceId,
         /// Whether an earlier submit with the same request id had made it.
         already_existed: bool,
     },

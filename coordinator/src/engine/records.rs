@@ -8,12 +8,13 @@
 use std::collections::BTreeMap;
 
 use emberline_common::{
+    delivery::Change,
     failure::Failure,
     ids::{
-        Alias, ArtifactName, Digest, Epoch, Incarnation, ModelName, PipelineName, RunId, TaskName,
-        WorkerName,
+        Alias, ArtifactName, DeploymentId, Digest, Epoch, Incarnation, ModelName, PipelineName,
+        RunId, TaskName, WorkerName,
     },
-    run_view::{ArtifactRef, AttemptTiming, Results, RunState},
+    run_view::{ArtifactRef, AttemptTiming, PastAttempt, Results, RunState},
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -105,6 +106,12 @@ pub struct RunRecord {
     pub trigger: String,
     /// W3C `traceparent`.
     pub traceparent: String,
+    /// What it was started for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub change: Option<Change>,
+    /// The failed deployment that it was started to repair.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repairs: Option<DeploymentId>,
     /// The client's request id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
@@ -249,6 +256,12 @@ pub struct TaskRecord {
     /// Where the time went.
     #[serde(default)]
     pub timing: AttemptTiming,
+    /// The attempts before the current or last one, oldest first; of many, the last ones.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier: Vec<PastAttempt>,
+    /// When the current attempt could have started, if it is not the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub again_at: Option<Timestamp>,
 }
 
 impl RunRecord {

@@ -9,6 +9,7 @@ use std::{
 };
 
 use emberline_common::{
+    delivery::Change,
     ids::{StageName, TaskName},
     run_view::{RunState, RunSummary, RunView, TaskState, TaskView},
     spec::{
@@ -431,6 +432,12 @@ impl Run {
             tasks_cached: count(self.cached),
             trigger: record.trigger.clone(),
             traceparent: record.traceparent.clone(),
+            resumed_at: Some(record.resumed_at),
+            change: record.change.as_ref().map(|change| Change {
+                commits: Vec::new(),
+                ..change.clone()
+            }),
+            repairs: record.repairs,
         }
     }
 
@@ -461,6 +468,7 @@ impl Run {
             finished_at: task.state.is_final().then_some(task.ended_at),
             cached_from: kept.cached_from,
             timing: kept.timing,
+            earlier: kept.earlier,
         }
     }
 
@@ -480,6 +488,7 @@ impl Run {
             files: self.record.files.clone(),
             request_id: self.record.request_id.clone(),
             spec: self.spec.clone(),
+            change: self.record.change.clone(),
         }
     }
 }

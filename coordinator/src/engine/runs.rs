@@ -8,6 +8,7 @@ use emberline_common::{
     run_view::{RunState, TaskState, TaskView},
     spec::{PipelineSpec, RunIf},
     time::Timestamp,
+    trace::RunTrace,
 };
 
 use super::{
@@ -50,6 +51,7 @@ impl Engine {
             if let Some(run) = self.requests.get(request) {
                 return Ok(Outcome::Submitted {
                     run: run.clone(),
+                    trace: RunTrace::of(run, self.traceparent_of(run)).trace,
                     already_existed: true,
                 });
             }
@@ -69,11 +71,19 @@ impl Engine {
         let run = Run::new(record, submission.spec)?;
         self.admit(&run)?;
         let id = run.record.run.clone();
+        let trace = RunTrace::of(&id, &run.record.traceparent).trace;
         self.enter(run);
         Ok(Outcome::Submitted {
             run: id,
+            trace,
             already_existed: false,
         })
+    }
+
+    fn traceparent_of(&self, run: &RunId) -> &str {
+        let live = self.live(run).map(|run| &run.record.traceparent);
+        let ended = || self.ended.get(run).map(|ended| &ended.summary.traceparent);
+        live.or_else(ended).map_or("", String::as_str)
     }
 
     /// The record of a run to accept.
@@ -96,6 +106,8 @@ impl Engine {
             files: submission.files,
             trigger: submission.trigger,
             traceparent: submission.traceparent,
+            change: submission.change,
+            repairs: submission.repairs,
             request_id: submission.request_id,
             created_at: now,
             resumed_at: now,
@@ -348,6 +360,8 @@ impl Engine {
             files: archived.files,
             trigger: summary.trigger,
             traceparent: summary.traceparent,
+            change: archived.change,
+            repairs: summary.repairs,
             request_id: ended.request_id.clone(),
             created_at: summary.created_at,
             resumed_at: self.now,
@@ -450,6 +464,7 @@ fn record_of(view: &TaskView, done: bool) -> TaskRecord {
         note: view.note.clone(),
         cached_from: view.cached_from.clone(),
         timing: view.timing,
+        earlier: view.earlier.clone(),
         ..TaskRecord::default()
     }
 }

@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use emberline_common::{
     ids::{Digest, PipelineName, RunId},
     run_view::RunState,
+    trace::TraceContext,
     wire,
 };
 use emberline_proto::v1::{
@@ -49,16 +50,18 @@ impl Runs {
 
     async fn submit(&self, request: SubmitRunRequest) -> Result<SubmitRunResponse, Status> {
         let run = self.new_run_id()?;
-        let (submission, text) = submit::submission(request, run).await?;
+        let (submission, text) = submit::submission(request, run, self.0.clock.now()).await?;
         let _hold = submit::store(&self.0, &submission, text).await?;
         let command = Command::Submit(Box::new(submission));
         match self.0.runtime.command(command).await {
             Ok(Outcome::Submitted {
                 run,
+                trace,
                 already_existed,
             }) => Ok(SubmitRunResponse {
                 run: run.to_string(),
                 already_existed,
+                trace_id: trace.to_string(),
             }),
             Ok(other) => Err(unexpected(&other)),
             Err(e) => Err(status::from_runtime(e)),
@@ -79,7 +82,8 @@ impl Runs {
         let request = request
             .submission
             .ok_or_else(|| status::bad_field("submission", "it is missing"))?;
-        let (submission, _) = submit::submission(request, self.new_run_id()?).await?;
+        let (submission, _) =
+            submit::submission(request, self.new_run_id()?, self.0.clock.now()).await?;
         let tasks = self.0.runtime.read(move |engine| engine.plan(&submission));
         let tasks = tasks.await.map_err(status::from_runtime)?;
         Ok(PlanRunResponse {
@@ -300,7 +304,16 @@ impl RunService for Runs {
         &self,
         request: Request<SubmitRunRequest>,
     ) -> Result<Response<SubmitRunResponse>, Status> {
-        in_time("the submission", self.submit(request.into_inner())).await
+        // A caller that traces its calls says so in their metadata.
+        let context = request.metadata().get("traceparent").cloned();
+        let mut request = request.into_inner();
+        let context = context.as_ref().and_then(|value| value.to_str().ok());
+        if let Some(context) = context.filter(|text| text.parse::<TraceContext>().is_ok())
+            && request.traceparent.is_empty()
+        {
+            context.clone_into(&mut request.traceparent);
+        }
+        in_time("the submission", self.submit(request)).await
     }
 
     async fn get_run(

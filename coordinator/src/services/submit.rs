@@ -4,8 +4,11 @@ use std::collections::HashMap;
 
 use emberline_common::{
     artifact::check_path,
+    delivery::{Change, ChangeKind},
     ids::{Digest, RunId},
     spec::{CheckedPipeline, Diagnostic, parse_pipeline},
+    time::Timestamp,
+    trace::TraceContext,
     wire,
 };
 use emberline_proto::v1::{self, SubmitRunRequest};
@@ -83,6 +86,7 @@ pub(super) fn diagnostic(diagnostic: Diagnostic) -> v1::Diagnostic {
 pub(super) async fn submission(
     request: SubmitRunRequest,
     run: RunId,
+    now: Timestamp,
 ) -> Result<(Submission, String), Status> {
     if request.request_id.len() > MAX_REQUEST_ID_BYTES
         || request.request_id.chars().any(char::is_control)
@@ -112,12 +116,14 @@ pub(super) async fn submission(
         }
     };
     let traceparent = request.traceparent;
-    if !traceparent.is_empty() && !is_traceparent(&traceparent) {
-        return Err(status::bad_field(
-            "traceparent",
-            "it is none by W3C Trace Context, e.g. `00-<32 hex digits>-<16 hex digits>-01`",
-        ));
+    if !traceparent.is_empty() {
+        traceparent
+            .parse::<TraceContext>()
+            .map_err(|why| status::bad_field("traceparent", why))?;
     }
+    let given = request.change.map(wire::change).transpose();
+    let given = given.map_err(translate::bad)?;
+    let repairs = wire::optional_id("repairs", &request.repairs).map_err(translate::bad)?;
     if let Some(priority) = request.priority
         && !(-1000..=1000).contains(&priority)
     {
@@ -129,6 +135,23 @@ pub(super) async fn submission(
     let checked = check(request.file_name, text.clone(), params)
         .await?
         .map_err(|diagnostics| status::bad_pipeline(&diagnostics))?;
+    let change = match given {
+        Some(change) if change.kind == ChangeKind::Code => change,
+        // The pipeline itself is the change.
+        given => Change {
+            kind: ChangeKind::Pipeline,
+            repository: String::new(),
+            branch: String::new(),
+            revision: checked.revision.to_string(),
+            id: String::new(),
+            committed_at: given.map_or(now, |change| change.committed_at.min(now)),
+            authored_at: None,
+            pushed_at: None,
+            dirty: false,
+            commits: Vec::new(),
+            left_out: 0,
+        },
+    };
     let submission = Submission {
         run,
         request_id: (!request.request_id.is_empty()).then_some(request.request_id),
@@ -141,6 +164,8 @@ pub(super) async fn submission(
         files,
         trigger,
         traceparent,
+        change: Some(change),
+        repairs,
     };
     Ok((submission, text))
 }
@@ -169,15 +194,6 @@ fn files(files: Vec<v1::SubmittedFile>) -> Result<Vec<StageFile>, Status> {
         });
     }
     Ok(out)
-}
-
-fn is_traceparent(text: &str) -> bool {
-    let parts: Vec<&str> = text.split('-').collect();
-    let lengths: Vec<usize> = parts.iter().map(|p| p.len()).collect();
-    lengths == [2, 32, 16, 2]
-        && text
-            .bytes()
-            .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f' | b'-'))
 }
 
 /// Stores what the command will refer to, and holds it until the returned hold is dropped.
@@ -212,20 +228,6 @@ pub(super) async fn store(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_traceparent_is_told_from_other_texts() {
-        assert!(is_traceparent(
-            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-        ));
-        for bad in [
-            "",
-            "00",
-            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-0G",
-        ] {
-            assert!(!is_traceparent(bad), "{bad:?} was taken");
-        }
-    }
 
     #[test]
     fn files_that_leave_the_directory_are_refused() {

@@ -1,14 +1,15 @@
-//! `deploy`: a model into the registry.
+//! `deploy`: a model into the registry, and into an environment.
 //!
 //! In: `model`, optionally `evaluation`. Out: `version`.
-//! The leader registers the version in the commit of the task: it happens once, or not at all.
+//! The leader registers the version and makes it live in the commit of the task: it happens once, or
+//! not at all.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{Alias, ModelName};
+use crate::ids::{Alias, EnvironmentName, ModelName};
 
-/// Registers the input `model` as an immutable version and moves an alias to it. The same model a second time is the same version.
+/// Registers the input `model` as an immutable version, moves an alias to it, and makes it live in an environment. The same model a second time is the same version.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DeploySpec {
@@ -17,6 +18,9 @@ pub struct DeploySpec {
     /// The alias to move to the version, e.g. `champion`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alias: Option<Alias>,
+    /// Where the version becomes live. Each deployment is recorded, and counts in the metrics of delivery.
+    #[serde(default = "EnvironmentName::production")]
+    pub environment: EnvironmentName,
     /// Notes for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]

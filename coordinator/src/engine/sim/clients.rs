@@ -154,6 +154,8 @@ impl World {
             files: Vec::new(),
             trigger: "manual".to_owned(),
             traceparent: String::new(),
+            change: None,
+            repairs: None,
         };
         self.clients.submissions.push(Sent {
             submission,

@@ -123,6 +123,8 @@ impl Cluster {
             files: Vec::new(),
             trigger: "manual".to_owned(),
             traceparent: String::new(),
+            change: None,
+            repairs: None,
         })));
         run
     }

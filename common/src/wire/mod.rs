@@ -12,11 +12,16 @@ use crate::{
     ids::{AttemptId, InvalidId},
     resources::Resources,
     run_view::{
-        ArtifactRef, AttemptTiming, ModelRegistration, Results, RunState, RunSummary, TaskState,
-        TaskView,
+        ArtifactRef, AttemptTiming, ModelRegistration, PastAttempt, Results, RunState, RunSummary,
+        TaskState, TaskView,
     },
     time::Timestamp,
+    trace::RunTrace,
 };
+
+mod delivery;
+
+pub use delivery::{change, deployment, without_credentials};
 
 /// The largest JSON text in one field.
 pub const MAX_JSON_BYTES: usize = 1 << 20;
@@ -230,6 +235,8 @@ macro_rules! states {
     };
 }
 
+use states;
+
 states!(
     RunState,
     pb::RunState,
@@ -348,6 +355,10 @@ impl From<&RunSummary> for pb::RunSummary {
             tasks_cached: run.tasks_cached,
             trigger: run.trigger.clone(),
             traceparent: run.traceparent.clone(),
+            trace_id: RunTrace::of(&run.run, &run.traceparent).trace.to_string(),
+            resumed_at: run.resumed_at.map(Into::into),
+            change: run.change.as_ref().map(Into::into),
+            repairs: run.repairs.map(|id| id.to_string()).unwrap_or_default(),
         }
     }
 }
@@ -371,6 +382,9 @@ impl TryFrom<pb::RunSummary> for RunSummary {
             tasks_cached: message.tasks_cached,
             trigger: message.trigger,
             traceparent: message.traceparent,
+            resumed_at: time("resumed_at", message.resumed_at)?,
+            change: message.change.map(change).transpose()?,
+            repairs: optional_id("repairs", &message.repairs)?,
         })
     }
 }
@@ -407,7 +421,40 @@ impl From<&TaskView> for pb::TaskView {
                 stage_micros: task.timing.stage_micros,
                 store_micros: task.timing.store_micros,
             }),
+            earlier: task.earlier.iter().map(Into::into).collect(),
         }
+    }
+}
+
+impl From<&PastAttempt> for pb::PastAttempt {
+    fn from(past: &PastAttempt) -> Self {
+        Self {
+            attempt: past.attempt,
+            worker: past
+                .worker
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+            ready_at: Some(past.ready_at.into()),
+            started_at: Some(past.started_at.into()),
+            finished_at: Some(past.finished_at.into()),
+            reason: past.reason.into(),
+        }
+    }
+}
+
+impl TryFrom<pb::PastAttempt> for PastAttempt {
+    type Error = WireError;
+    fn try_from(message: pb::PastAttempt) -> Result<Self, WireError> {
+        let at = |field, at| required(field, time(field, at)?);
+        Ok(Self {
+            attempt: message.attempt,
+            worker: optional_id("worker", &message.worker)?,
+            ready_at: at("ready_at", message.ready_at)?,
+            started_at: at("started_at", message.started_at)?,
+            finished_at: at("finished_at", message.finished_at)?,
+            reason: message.reason.try_into()?,
+        })
     }
 }
 
@@ -442,6 +489,10 @@ pub fn task_view(run: &crate::ids::RunId, message: pb::TaskView) -> Result<TaskV
                 stage_micros: t.stage_micros,
                 store_micros: t.store_micros,
             }),
+        earlier: (message.earlier.into_iter())
+            .map(PastAttempt::try_from)
+            .collect::<Result<_, _>>()
+            .map_err(|e| e.within("earlier"))?,
     })
 }
 
@@ -517,6 +568,14 @@ mod tests {
                 stage_micros: 2,
                 store_micros: 3,
             },
+            earlier: vec![PastAttempt {
+                attempt: 1,
+                worker: Some("w-1".parse().unwrap()),
+                ready_at: Timestamp(1),
+                started_at: Timestamp(2),
+                finished_at: Timestamp(3),
+                reason: Reason::WorkerLost,
+            }],
         }
     }
 
