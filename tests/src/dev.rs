@@ -37,9 +37,16 @@ impl Dev {
     /// Like [`Dev::start`], with more arguments.
     #[must_use]
     pub fn start_with(place: &Place, more: &[&str]) -> Self {
+        Self::start_in(place, more, &[])
+    }
+
+    /// Like [`Dev::start_with`], with more environment variables.
+    #[must_use]
+    pub fn start_in(place: &Place, more: &[&str], environment: &[(String, String)]) -> Self {
         let mut arguments = vec!["dev", "--listen", "127.0.0.1:0"];
         arguments.extend(more);
-        let mut process = place.emberline(&arguments).within(seconds(300)).start();
+        let call = place.emberline(&arguments).envs(environment);
+        let mut process = call.within(seconds(300)).start();
         let address = wait_for("the cluster is ready", seconds(30), || {
             assert!(!process.has_ended(), "{}", process.stderr());
             address_of(&place.state(), process.pid())

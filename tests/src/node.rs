@@ -97,7 +97,7 @@ impl Node {
         };
         for (name, _) in std::env::vars_os() {
             let name = name.to_string_lossy();
-            if ["EMBERLINE_", "AWS_", "RUST_LOG", "TRACEPARENT"]
+            if ["EMBERLINE_", "AWS_", "RUST_LOG", "TRACEPARENT", "OTEL_"]
                 .iter()
                 .any(|beginning| name.starts_with(beginning))
             {

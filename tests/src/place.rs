@@ -125,13 +125,15 @@ impl Place {
             .current_dir(self.dir())
             .stdin(Stdio::null())
             .process_group(0);
-        for name in [
-            "EMBERLINE_SERVER",
-            "EMBERLINE_STATE_DIR",
-            "RUST_LOG",
-            "TRACEPARENT",
-        ] {
-            command.env_remove(name);
+        // What somebody has set for his shell is not the test's.
+        for (name, _) in std::env::vars_os() {
+            let shown = name.to_string_lossy();
+            if ["EMBERLINE_", "OTEL_", "RUST_LOG", "TRACEPARENT"]
+                .iter()
+                .any(|beginning| shown.starts_with(beginning))
+            {
+                command.env_remove(&name);
+            }
         }
         let number = self.calls.fetch_add(1, Ordering::Relaxed);
         let arguments = arguments.iter().map(|a| a.as_ref().to_string_lossy());
@@ -182,6 +184,13 @@ impl Call {
     #[must_use]
     pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.command.env(name, value);
+        self
+    }
+
+    /// With these environment variables.
+    #[must_use]
+    pub fn envs(mut self, variables: &[(String, String)]) -> Self {
+        self.command.envs(variables.iter().map(|(k, v)| (k, v)));
         self
     }
 

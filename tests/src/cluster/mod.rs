@@ -52,6 +52,7 @@ pub struct Builder {
     coordinators_by_proxies: bool,
     coordinator_arguments: Vec<String>,
     worker_arguments: Vec<String>,
+    environment: Vec<(String, String)>,
 }
 
 impl Default for Builder {
@@ -74,6 +75,7 @@ impl Builder {
             coordinators_by_proxies: false,
             coordinator_arguments: Vec::new(),
             worker_arguments: Vec::new(),
+            environment: Vec::new(),
         }
     }
 
@@ -143,6 +145,13 @@ impl Builder {
         self
     }
 
+    /// More environment variables for everybody.
+    #[must_use]
+    pub fn environment(mut self, more: &[(String, String)]) -> Self {
+        self.environment.extend(more.iter().cloned());
+        self
+    }
+
     /// Starts it all, and waits until every worker has a session with the leader.
     #[must_use]
     pub fn start(self) -> Cluster {
@@ -163,7 +172,7 @@ impl Builder {
             None => Etcd::start(self.members),
         };
         let nodes = root.path().join("nodes");
-        let (artifacts, environment, above_objects) = match self.s3 {
+        let (artifacts, mut environment, above_objects) = match self.s3 {
             Some((environment, bucket)) => {
                 (format!("s3://{}/objects", s3::BUCKET), environment, bucket)
             }
@@ -174,6 +183,7 @@ impl Builder {
                 (url, Vec::new(), root.path().to_path_buf())
             }
         };
+        environment.extend(self.environment);
         let mut to_etcd = Vec::new();
         let mut to_coordinator = Vec::new();
         let mut coordinators = Vec::new();
