@@ -11,7 +11,9 @@ pub mod client;
 pub mod cluster;
 pub mod dev;
 pub mod etcd;
+pub mod git;
 pub mod history;
+pub mod http;
 pub mod http_proxy;
 pub mod node;
 pub mod otlp;
@@ -19,6 +21,7 @@ pub mod outside;
 pub mod pipelines;
 pub mod place;
 pub mod processes;
+pub mod prometheus;
 pub mod s3;
 pub mod tcp_proxy;
 

@@ -138,13 +138,21 @@ impl OtlpReceiver {
     /// Starts one on a port of its own.
     #[must_use]
     pub fn start() -> Self {
+        let port = processes::free_port();
+        Self::start_at(port).expect("nobody listens there")
+    }
+
+    /// Starts one on this port, if nobody listens there.
+    #[must_use]
+    pub fn start_at(port: u16) -> Option<Self> {
+        std::net::TcpListener::bind(("127.0.0.1", port)).ok()?;
         let mut receiver = Self {
-            port: processes::free_port(),
+            port,
             shared: Arc::default(),
             runtime: None,
         };
         receiver.start_again();
-        receiver
+        Some(receiver)
     }
 
     /// Listens again, on the same port, after [`Self::stop`].

@@ -394,3 +394,15 @@ pub fn states(run: &Value) -> Vec<(&str, &str)> {
         .map(|t| (t["task"].as_str().unwrap(), t["state"].as_str().unwrap()))
         .collect()
 }
+
+/// A time as `-o json` prints it, in milliseconds since 1970.
+///
+/// # Panics
+/// If it is none.
+#[must_use]
+#[track_caller]
+pub fn millis(time: &Value) -> u64 {
+    let text = time.as_str().unwrap_or_else(|| panic!("{time} is no time"));
+    let time: jiff::Timestamp = text.parse().unwrap_or_else(|e| panic!("{text}: {e}"));
+    u64::try_from(time.as_millisecond()).unwrap()
+}

@@ -354,6 +354,12 @@ impl Span {
         found.unwrap_or_else(|| panic!("no `{name}` in {self:#?}"))
     }
 
+    /// From when to when, in milliseconds since 1970.
+    #[must_use]
+    pub const fn millis(&self) -> (u64, u64) {
+        (self.start / 1_000_000, self.end / 1_000_000)
+    }
+
     /// Whether it has this attribute with this text.
     #[must_use]
     pub fn is(&self, name: &str, text: &str) -> bool {
