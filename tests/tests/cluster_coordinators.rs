@@ -34,31 +34,12 @@ fn ask(cluster: &Cluster, index: usize, run: &str) -> Result<(), Status> {
     answer.map(drop)
 }
 
-/// A run whose task `wait` runs and waits at its gate `g`.
-fn gated_run(cluster: &mut Cluster) -> String {
-    let pipeline = cluster.journal.gated("g", "");
-    let run = cluster.submit(&pipeline);
-    cluster.wait_for_begin(&run, "wait", 1);
-    run
-}
-
-/// It ends well, and no task of it was begun twice.
-#[track_caller]
-fn ends_without_a_restart(cluster: &mut Cluster, run: &str) {
-    let ended = cluster.succeeds(run);
-    for task in &ended.tasks {
-        let begun = cluster.journal.begun(run, &task.task);
-        assert_eq!(begun, 1, "{} was restarted", task.task);
-    }
-    cluster.check();
-}
-
 #[test]
 fn three_coordinators_run_a_pipeline() {
     let mut cluster = Builder::new().members(3).start();
     let pipeline = cluster.journal.chains(3, 3);
     let run = cluster.submit(&pipeline);
-    ends_without_a_restart(&mut cluster, &run);
+    cluster.ends_without_a_restart(&run);
     assert_eq!(cluster.history.terms().len(), 1, "it was led by one only");
     for name in ["c0-0", "c2-2"] {
         assert_eq!(cluster.history.attempts(&run, name), 1);
@@ -103,7 +84,7 @@ fn a_plain_client_is_told_by_a_follower_who_leads() {
 #[test]
 fn a_killed_leader_is_replaced_by_the_fast_path_and_what_runs_goes_on() {
     let mut cluster = Builder::new().start();
-    let run = gated_run(&mut cluster);
+    let run = cluster.gated_run();
     let old = cluster.wait_for_leader();
     let start = Instant::now();
     cluster.coordinators[old.index].kill();
@@ -116,7 +97,7 @@ fn a_killed_leader_is_replaced_by_the_fast_path_and_what_runs_goes_on() {
     cluster.journal.open("g");
     cluster.succeeds(&run);
     cluster.coordinators[old.index].start();
-    ends_without_a_restart(&mut cluster, &run);
+    cluster.ends_without_a_restart(&run);
     assert_eq!(cluster.history.terms().len(), 2);
     assert_eq!(cluster.history.attempts(&run, "wait"), 1);
 }
@@ -124,7 +105,7 @@ fn a_killed_leader_is_replaced_by_the_fast_path_and_what_runs_goes_on() {
 #[test]
 fn a_terminated_leader_hands_over_at_once() {
     let mut cluster = Builder::new().start();
-    let run = gated_run(&mut cluster);
+    let run = cluster.gated_run();
     let old = cluster.wait_for_leader();
     let start = Instant::now();
     cluster.coordinators[old.index].terminate();
@@ -134,14 +115,14 @@ fn a_terminated_leader_hands_over_at_once() {
     assert!(took < seconds(1), "{took:?}");
     assert_eq!(cluster.coordinators[old.index].wait(seconds(10)), 0);
     cluster.journal.open("g");
-    ends_without_a_restart(&mut cluster, &run);
+    cluster.ends_without_a_restart(&run);
     assert_eq!(cluster.history.attempts(&run, "wait"), 1);
 }
 
 #[test]
 fn a_leader_that_slept_through_its_lease_steps_down_and_writes_nothing() {
     let mut cluster = Builder::new().start();
-    let run = gated_run(&mut cluster);
+    let run = cluster.gated_run();
     let old = cluster.wait_for_leader();
     let start = Instant::now();
     cluster.coordinators[old.index].pause();
@@ -162,7 +143,7 @@ fn a_leader_that_slept_through_its_lease_steps_down_and_writes_nothing() {
         leader_hint(&refused).filter(|(address, _)| !address.is_empty())
     });
     assert_eq!(refused, (new.address, new.epoch.to_string()));
-    ends_without_a_restart(&mut cluster, &run);
+    cluster.ends_without_a_restart(&run);
     assert_eq!(cluster.history.terms().len(), 2);
     assert_eq!(cluster.history.attempts(&run, "wait"), 1);
 }
@@ -170,7 +151,7 @@ fn a_leader_that_slept_through_its_lease_steps_down_and_writes_nothing() {
 #[test]
 fn a_leader_that_is_cut_from_etcd_but_not_from_workers_is_replaced() {
     let mut cluster = Builder::new().etcd_by_proxies().start();
-    let run = gated_run(&mut cluster);
+    let run = cluster.gated_run();
     let old = cluster.wait_for_leader();
     let start = Instant::now();
     for way in &cluster.to_etcd[old.index] {
@@ -194,7 +175,7 @@ fn a_leader_that_is_cut_from_etcd_but_not_from_workers_is_replaced() {
         leader_hint(&refused).filter(|(address, _)| !address.is_empty())
     });
     assert_eq!(hint, (new.address, new.epoch.to_string()));
-    ends_without_a_restart(&mut cluster, &run);
+    cluster.ends_without_a_restart(&run);
     assert_eq!(cluster.history.terms().len(), 2);
     assert_eq!(cluster.history.attempts(&run, "wait"), 1);
 }
@@ -205,7 +186,7 @@ fn a_leader_that_only_workers_cannot_reach_goes_on_leading() {
         .coordinators_by_proxies()
         .coordinator_arguments(&["--worker-grace", "1s", "--heartbeat-interval", "200ms"])
         .start();
-    let run = gated_run(&mut cluster);
+    let run = cluster.gated_run();
     let leader = cluster.wait_for_leader();
     cluster.to_coordinator[leader.index].partition();
     // Both workers are lost after a while: the task is queued again, by the same leader.
@@ -227,7 +208,7 @@ fn a_leader_that_only_workers_cannot_reach_goes_on_leading() {
 #[test]
 fn the_death_of_a_follower_is_not_noticed() {
     let mut cluster = Builder::new().start();
-    let run = gated_run(&mut cluster);
+    let run = cluster.gated_run();
     let leader = cluster.wait_for_leader();
     let follower = cluster.a_follower();
     cluster.coordinators[follower].kill();
@@ -235,7 +216,7 @@ fn the_death_of_a_follower_is_not_noticed() {
     cluster.succeeds(&run);
     cluster.coordinators[follower].start();
     cluster.coordinators[follower].wait_for_line(" serves on ");
-    ends_without_a_restart(&mut cluster, &run);
+    cluster.ends_without_a_restart(&run);
     assert_eq!(cluster.wait_for_leader(), leader);
     assert_eq!(cluster.history.attempts(&run, "wait"), 1);
 }
@@ -243,7 +224,7 @@ fn the_death_of_a_follower_is_not_noticed() {
 #[test]
 fn what_ends_while_no_coordinator_lives_counts_when_one_is_back() {
     let mut cluster = Builder::new().start();
-    let run = gated_run(&mut cluster);
+    let run = cluster.gated_run();
     for coordinator in &mut cluster.coordinators {
         coordinator.kill();
     }
@@ -254,7 +235,7 @@ fn what_ends_while_no_coordinator_lives_counts_when_one_is_back() {
     for coordinator in &mut cluster.coordinators {
         coordinator.start();
     }
-    ends_without_a_restart(&mut cluster, &run);
+    cluster.ends_without_a_restart(&run);
     assert_eq!(cluster.history.attempts(&run, "wait"), 1);
 }
 
@@ -327,21 +308,21 @@ fn a_slow_way_to_etcd_is_no_reason_for_another_leader() {
     }
     let pipeline = cluster.journal.chains(4, 3);
     let run = cluster.submit(&pipeline);
-    ends_without_a_restart(&mut cluster, &run);
+    cluster.ends_without_a_restart(&run);
     assert_eq!(cluster.history.terms().len(), 1);
 }
 
 #[test]
 fn a_nap_that_is_shorter_than_the_lease_changes_nothing() {
     let mut cluster = Builder::new().start();
-    let run = gated_run(&mut cluster);
+    let run = cluster.gated_run();
     let leader = cluster.wait_for_leader();
     cluster.coordinators[leader.index].pause();
     // This is the fault, and not a wait for something.
     std::thread::sleep(Duration::from_millis(1_500));
     cluster.coordinators[leader.index].go_on();
     cluster.journal.open("g");
-    ends_without_a_restart(&mut cluster, &run);
+    cluster.ends_without_a_restart(&run);
     assert_eq!(cluster.history.terms().len(), 1);
     assert_eq!(cluster.history.attempts(&run, "wait"), 1);
 }
@@ -366,7 +347,7 @@ fn a_request_that_is_repeated_to_the_next_leader_is_the_same_run() {
 #[test]
 fn a_run_that_is_cancelled_in_the_middle_of_a_failover_is_cancelled() {
     let mut cluster = Builder::new().start();
-    let run = gated_run(&mut cluster);
+    let run = cluster.gated_run();
     let leader = cluster.wait_for_leader();
     cluster.coordinators[leader.index].kill();
     cluster.client.cancel(&run, seconds(20)).unwrap();
@@ -399,5 +380,5 @@ fn the_command_line_follows_a_run_through_a_failover() {
     assert_eq!(seen["state"], "succeeded");
     let run = seen["run"].as_str().unwrap();
     cluster.acknowledged(run);
-    ends_without_a_restart(&mut cluster, run);
+    cluster.ends_without_a_restart(run);
 }

@@ -11,30 +11,17 @@ use emberline_tests::{
 };
 use tonic::Code;
 
-/// A run whose task `wait` runs and waits at its gate `g`.
-fn gated_run(cluster: &mut Cluster) -> String {
-    let pipeline = cluster.journal.gated("g", "");
-    let run = cluster.submit(&pipeline);
-    cluster.wait_for_begin(&run, "wait", 1);
-    run
-}
-
-/// It ends well, and no task of it was begun twice.
+/// It ends well, and no task of it was begun twice, nor was the one at the gate given out twice.
 #[track_caller]
 fn ends_without_a_restart(cluster: &mut Cluster, run: &str) {
-    let ended = cluster.succeeds(run);
-    for task in &ended.tasks {
-        let begun = cluster.journal.begun(run, &task.task);
-        assert_eq!(begun, 1, "{} was restarted", task.task);
-    }
-    cluster.check();
+    cluster.ends_without_a_restart(run);
     assert_eq!(cluster.history.attempts(run, "wait"), 1);
 }
 
 #[test]
 fn a_killed_follower_of_etcd_is_not_noticed() {
     let mut cluster = Builder::new().members(3).coordinators(2).start();
-    let run = gated_run(&mut cluster);
+    let run = cluster.gated_run();
     let leader = wait_for("a leader of etcd", seconds(10), || cluster.etcd.leader());
     cluster.etcd.kill((leader + 1) % 3);
     let pipeline = cluster.journal.chains(2, 3);
@@ -49,7 +36,7 @@ fn a_killed_follower_of_etcd_is_not_noticed() {
 #[test]
 fn a_killed_leader_of_etcd_is_no_reason_for_another_coordinator() {
     let mut cluster = Builder::new().members(3).coordinators(2).start();
-    let run = gated_run(&mut cluster);
+    let run = cluster.gated_run();
     let leader = wait_for("a leader of etcd", seconds(10), || cluster.etcd.leader());
     cluster.etcd.kill(leader);
     let pipeline = cluster.journal.chains(2, 3);
@@ -65,7 +52,7 @@ fn a_killed_leader_of_etcd_is_no_reason_for_another_coordinator() {
 #[test]
 fn a_leader_of_etcd_that_sleeps_is_left_for_another_member() {
     let mut cluster = Builder::new().members(3).coordinators(2).start();
-    let run = gated_run(&mut cluster);
+    let run = cluster.gated_run();
     let leader = wait_for("a leader of etcd", seconds(10), || cluster.etcd.leader());
     cluster.etcd.pause(leader);
     let pipeline = cluster.journal.chains(2, 2);
@@ -80,7 +67,7 @@ fn a_leader_of_etcd_that_sleeps_is_left_for_another_member() {
 #[test]
 fn without_a_quorum_nothing_is_accepted_and_what_runs_counts_afterwards() {
     let mut cluster = Builder::new().members(3).coordinators(2).start();
-    let run = gated_run(&mut cluster);
+    let run = cluster.gated_run();
     cluster.etcd.kill(0);
     cluster.etcd.kill(1);
     cluster.journal.open("g");
@@ -111,7 +98,7 @@ fn without_a_quorum_nothing_is_accepted_and_what_runs_counts_afterwards() {
 #[test]
 fn a_full_etcd_takes_no_runs_until_there_is_room_and_loses_none() {
     let mut cluster = Builder::new().coordinators(2).quota(16 << 20).start();
-    let run = gated_run(&mut cluster);
+    let run = cluster.gated_run();
     let leader = cluster.wait_for_leader().index;
     cluster.etcd.fill();
     let pipeline = cluster.journal.chains(1, 1);
@@ -143,7 +130,7 @@ fn a_full_etcd_takes_no_runs_until_there_is_room_and_loses_none() {
 #[test]
 fn a_history_that_was_compacted_is_no_loss() {
     let mut cluster = Builder::new().start();
-    let run = gated_run(&mut cluster);
+    let run = cluster.gated_run();
     let pipeline = cluster.journal.chains(2, 3);
     let before = cluster.submit(&pipeline);
     cluster.succeeds(&before);
@@ -164,7 +151,7 @@ fn a_coordinator_that_is_cut_from_one_member_asks_another() {
         .coordinators(2)
         .etcd_by_proxies()
         .start();
-    let run = gated_run(&mut cluster);
+    let run = cluster.gated_run();
     let leader = cluster.wait_for_leader().index;
     for member in 0..3 {
         cluster.to_etcd[leader][member].partition();

@@ -20,14 +20,7 @@ use emberline_tests::{
 use serde_json::Value;
 
 fn builder() -> Builder {
-    Builder::new().coordinators(2).coordinator_arguments(&[
-        "--worker-grace",
-        "1s",
-        "--adoption-window",
-        "1s",
-        "--heartbeat-interval",
-        "200ms",
-    ])
+    Builder::new().coordinators(2).impatient()
 }
 
 fn ended(cluster: &Cluster, run: &str) -> GetRunResponse {

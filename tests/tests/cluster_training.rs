@@ -76,14 +76,7 @@ fn went_on_from_a_checkpoint(cluster: &Cluster, run: &str) {
 }
 
 fn builder() -> Builder {
-    Builder::new().coordinator_arguments(&[
-        "--worker-grace",
-        "1s",
-        "--adoption-window",
-        "1s",
-        "--heartbeat-interval",
-        "200ms",
-    ])
+    Builder::new().impatient()
 }
 
 #[test]

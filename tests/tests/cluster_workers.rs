@@ -18,21 +18,12 @@ use emberline_tests::{
 
 /// With a grace that a test can wait for.
 fn builder() -> Builder {
-    Builder::new().coordinators(1).coordinator_arguments(&[
-        "--worker-grace",
-        "1s",
-        "--adoption-window",
-        "1s",
-        "--heartbeat-interval",
-        "200ms",
-    ])
+    Builder::new().coordinators(1).impatient()
 }
 
 /// A run whose task `wait` runs and waits at its gate `g`; the worker that runs it.
 fn gated_run(cluster: &mut Cluster) -> (String, usize) {
-    let pipeline = cluster.journal.gated("g", "");
-    let run = cluster.submit(&pipeline);
-    cluster.wait_for_begin(&run, "wait", 1);
+    let run = cluster.gated_run();
     let worker = cluster.worker_of(&run, "wait");
     (run, worker)
 }

@@ -137,6 +137,19 @@ impl Builder {
         self
     }
 
+    /// What is silent or gone is given up after a time that a test can wait for.
+    #[must_use]
+    pub fn impatient(self) -> Self {
+        self.coordinator_arguments(&[
+            "--worker-grace",
+            "1s",
+            "--adoption-window",
+            "1s",
+            "--heartbeat-interval",
+            "200ms",
+        ])
+    }
+
     /// More arguments for each worker.
     #[must_use]
     pub fn worker_arguments(mut self, more: &[&str]) -> Self {
@@ -447,6 +460,29 @@ impl Cluster {
         wait_for(&what, seconds(20), || {
             (self.journal.begun(run, task) >= attempts).then_some(())
         });
+    }
+
+    /// A run whose task `wait` runs and waits at its gate `g`.
+    #[track_caller]
+    pub fn gated_run(&mut self) -> String {
+        let pipeline = self.journal.gated("g", "");
+        let run = self.submit(&pipeline);
+        self.wait_for_begin(&run, "wait", 1);
+        run
+    }
+
+    /// It ends well, no task of it was begun twice, and the invariants hold.
+    ///
+    /// # Panics
+    /// If not.
+    #[track_caller]
+    pub fn ends_without_a_restart(&mut self, run: &str) {
+        let ended = self.succeeds(run);
+        for task in &ended.tasks {
+            let begun = self.journal.begun(run, &task.task);
+            assert_eq!(begun, 1, "{} was restarted", task.task);
+        }
+        self.check();
     }
 
     /// The worker that runs a task, as its record in etcd says.
