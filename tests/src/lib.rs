@@ -24,6 +24,8 @@ pub mod processes;
 pub mod prometheus;
 pub mod s3;
 pub mod tcp_proxy;
+pub mod team;
+pub mod watched;
 
 use std::time::{Duration, Instant};
 
