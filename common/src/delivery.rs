@@ -67,6 +67,22 @@ pub struct Change {
     pub left_out: u32,
 }
 
+impl Change {
+    /// Whether it brings this revision.
+    #[must_use]
+    pub fn carries(&self, revision: &str) -> bool {
+        self.revision == revision || self.commits.iter().any(|c| c.revision == revision)
+    }
+
+    /// Fills in when its revisions were pushed, where that is not known yet.
+    pub fn note_pushes(&mut self, pushed: impl Fn(&str) -> Option<Timestamp>) {
+        self.pushed_at = self.pushed_at.or_else(|| pushed(&self.revision));
+        for commit in &mut self.commits {
+            commit.pushed_at = commit.pushed_at.or_else(|| pushed(&commit.revision));
+        }
+    }
+}
+
 /// One commit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Commit {

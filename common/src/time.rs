@@ -27,6 +27,13 @@ impl Timestamp {
         Duration::from_micros(self.0.saturating_sub(earlier.0))
     }
 
+    /// Reads RFC 3339, e.g. `2026-11-23T10:00:00Z`. Times before 1970 are none.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let at: jiff::Timestamp = text.parse().ok()?;
+        u64::try_from(at.as_microsecond()).ok().map(Self)
+    }
+
     /// What the wall clock says now. Not for the engine: it is handed its time.
     #[must_use]
     pub fn now() -> Self {

@@ -153,7 +153,7 @@ pub(crate) async fn archive_runs(
     archive: Archive,
     holds: Holds,
     runtime: Runtime,
-    mut ended: mpsc::Receiver<Box<ArchivedRun>>,
+    mut ended: mpsc::Receiver<Arc<ArchivedRun>>,
     stop: CancellationToken,
 ) {
     let mut under_way = FuturesUnordered::new();
@@ -161,7 +161,7 @@ pub(crate) async fn archive_runs(
         tokio::select! {
             () = stop.cancelled() => return,
             Some(run) = ended.recv(), if under_way.len() < AT_ONCE => {
-                under_way.push(archive_one(&archive, &holds, &runtime, *run));
+                under_way.push(archive_one(&archive, &holds, &runtime, run));
             }
             Some(()) = under_way.next(), if !under_way.is_empty() => {}
             else => return,
@@ -169,8 +169,7 @@ pub(crate) async fn archive_runs(
     }
 }
 
-async fn archive_one(archive: &Archive, holds: &Holds, runtime: &Runtime, run: ArchivedRun) {
-    let run = Arc::new(run);
+async fn archive_one(archive: &Archive, holds: &Holds, runtime: &Runtime, run: Arc<ArchivedRun>) {
     let id = run.view.summary.run.clone();
     let mut wait = FIRST_RETRY;
     loop {

@@ -8,6 +8,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use emberline_common::{
     artifact::{ArtifactError, ArtifactStore},
     ids::Epoch,
+    telemetry::Telemetry,
 };
 use thiserror::Error;
 use tokio::{
@@ -51,6 +52,8 @@ pub struct CoordinatorConfig {
     pub advertise: Option<String>,
     /// Whether others may lead in its place: then what keeps it from leading now is tried again.
     pub one_of_many: bool,
+    /// Where spans, metrics and logs go.
+    pub telemetry: Telemetry,
 }
 
 /// Why a coordinator did not start, or has stopped.

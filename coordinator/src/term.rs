@@ -32,6 +32,7 @@ use crate::{
         Runtime,
         clock::{Clock, SystemClock},
         counters::Counters,
+        observer::Observers,
         pump::{Parts, Pump, PumpError},
         watchers::Watchers,
     },
@@ -113,6 +114,8 @@ impl Term {
             watchers,
             counters,
             archive: archive_queue,
+            observers: Observers::default(),
+            telemetry: config.telemetry.clone(),
         };
         let pump = Pump::new(parts, Some(first));
         let stop = tasks.stopping().clone();

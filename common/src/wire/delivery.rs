@@ -126,10 +126,10 @@ pub fn change(message: pb::Change) -> Result<Change, WireError> {
 /// A revision as any version control system writes it.
 fn revision(field: &str, text: String) -> Result<String, WireError> {
     let plain = text.bytes().all(|b| b.is_ascii_graphic());
-    if text.is_empty() || text.len() > 128 || !plain {
+    if text.is_empty() || text.len() > 64 || !plain {
         return Err(WireError::new(
             field,
-            "use 1 to 128 letters, digits and signs, without blanks",
+            "use 1 to 64 letters, digits and signs, without blanks",
         ));
     }
     Ok(text)
@@ -343,7 +343,7 @@ mod tests {
 
     #[test]
     fn what_no_revision_can_be_is_refused() {
-        for bad in ["", "a b", "a\nb", &"a".repeat(129)] {
+        for bad in ["", "a b", "a\nb", &"a".repeat(65)] {
             let message = pb::Change {
                 revision: bad.to_owned(),
                 ..pb::Change::from(&a_change())

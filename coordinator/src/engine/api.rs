@@ -3,11 +3,11 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use emberline_common::{
-    delivery::Change,
+    delivery::{Change, Deployment},
     failure::Failure,
     ids::{
-        ArtifactName, AttemptId, DeploymentId, Digest, Epoch, Incarnation, RunId, StageKind,
-        TaskName, WorkerName,
+        ArtifactName, AttemptId, DeploymentId, Digest, EnvironmentName, Epoch, Incarnation,
+        ModelName, RunId, StageKind, TaskName, WorkerName,
     },
     resources::Resources,
     run_view::{
@@ -20,6 +20,8 @@ use emberline_common::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use thiserror::Error;
+
+pub use super::outside::{Merge, OutsideEvent};
 
 /// One session of a worker with this leader. Never reused by one leader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -83,6 +85,33 @@ pub enum Command {
     Forget {
         /// Which.
         runs: Vec<RunId>,
+    },
+    /// A person says that a deployment has failed.
+    MarkFailed {
+        /// Which.
+        deployment: DeploymentId,
+        /// Since when it did harm; by default since it was live.
+        began_at: Option<Timestamp>,
+        /// One line for people.
+        why: String,
+    },
+    /// A person wants back what was live before.
+    RollBack {
+        /// Where.
+        environment: EnvironmentName,
+        /// Of which model; need not be said if only one is live there.
+        model: Option<ModelName>,
+        /// Only if this is what is live.
+        expected: Option<DeploymentId>,
+        /// One line for people.
+        why: String,
+    },
+    /// An outside system tells something.
+    Outside(OutsideEvent),
+    /// Outside systems have been told of these runs and deployments.
+    Told {
+        /// As [`Engine::untold`](super::Engine::untold) named them.
+        subjects: Vec<String>,
     },
     /// A deadline given by [`Engine::next_deadline`](super::Engine::next_deadline) has come.
     Tick,
@@ -253,6 +282,8 @@ pub struct Assignment {
     pub run_view: Option<Box<RunView>>,
     /// W3C `traceparent` of the run.
     pub traceparent: String,
+    /// When it could have started.
+    pub ready_at: Timestamp,
 }
 
 /// One input of an attempt.
@@ -334,11 +365,29 @@ pub enum Effect {
         committed: bool,
     },
     /// Tell those who watch the run. Only made for runs that are watched.
-    RunChanged(Box<RunSummary>),
+    RunChanged(Arc<RunSummary>),
     /// Tell those who watch the run. Only made for runs that are watched.
-    TaskChanged(Box<TaskView>),
+    TaskChanged(Arc<TaskView>),
     /// Write the ended run to the object store, then answer with [`Command::RunArchived`].
-    Archive(Box<ArchivedRun>),
+    Archive(Arc<ArchivedRun>),
+    /// Tell those who observe the cluster: the run is in another state.
+    RunObserved(Arc<RunSummary>),
+    /// Tell those who observe the cluster; see [`Observe`].
+    TaskObserved(Arc<TaskView>),
+    /// Tell those who observe the cluster: a deployment was made, or has changed.
+    Deployed(Arc<Deployment>),
+}
+
+/// What is told to those who observe the cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Observe {
+    /// Nothing of runs and tasks.
+    #[default]
+    Nothing,
+    /// New states of runs, and ends of tasks.
+    Ends,
+    /// Also that attempts were assigned.
+    Starts,
 }
 
 /// What a command came to, for whoever gave it. To be told only after the commit.
@@ -357,6 +406,18 @@ pub enum Outcome {
     },
     /// The run as it is now.
     Run(Box<RunSummary>),
+    /// Whether what was told was new.
+    Noted {
+        /// Whether anything has changed.
+        changed: bool,
+    },
+    /// A deployment as it is now.
+    Deployment {
+        /// Itself.
+        deployment: Arc<Deployment>,
+        /// The one that it rolled back.
+        failed: Option<Arc<Deployment>>,
+    },
     /// A worker that was told to drain.
     Draining {
         /// Attempts that it still runs.
@@ -373,6 +434,12 @@ pub enum Refusal {
     /// There is no such worker.
     #[error("there is no worker `{0}`")]
     NoSuchWorker(WorkerName),
+    /// There is no such deployment.
+    #[error("{0}")]
+    NoSuchDeployment(String),
+    /// The deployment's state, or what is live, does not allow it.
+    #[error("{0}")]
+    WrongDeployment(String),
     /// The run's state does not allow it.
     #[error("run `{run}` is {state}: {hint}")]
     WrongState {
@@ -438,6 +505,10 @@ pub struct EngineConfig {
     /// How long after its time limit an attempt is given up; until then the worker, which keeps the
     /// limit exactly, is waited for. Longer than a worker lets a command tidy up.
     pub timeout_slack: Duration,
+    /// What those who observe the cluster are told.
+    pub observe: Observe,
+    /// Keep what outside systems have to be told of, until [`Command::Told`].
+    pub keep_untold: bool,
 }
 
 impl Default for EngineConfig {
@@ -454,6 +525,8 @@ impl Default for EngineConfig {
             max_ended_runs: 100_000,
             stop_grace: Duration::from_secs(15),
             timeout_slack: Duration::from_secs(15),
+            observe: Observe::Nothing,
+            keep_untold: false,
         }
     }
 }

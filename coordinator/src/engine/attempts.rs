@@ -151,7 +151,9 @@ impl Engine {
                 lineage,
                 created_at: self.now,
             };
-            self.models.register(version, &mut self.out.writes)?;
+            let model = registration.model.clone();
+            let version = self.models.register(version, &mut self.out.writes)?;
+            self.deploy(at, &model, version);
         }
         let now = self.now;
         let Some(run) = self.runs.get_mut(&at.run) else {
@@ -237,6 +239,7 @@ impl Engine {
         match judge(retries, &mut record.spent, reason, asked, &mut self.random) {
             Verdict::Again(_) if cut => self.end_unretried(at),
             Verdict::Again(wait) if wait.is_zero() => {
+                record.remember(task.ready_at, now, reason, now);
                 record.written = Written::Pending;
                 task.note = format!("attempt {} ended: {reason}", record.attempt);
                 self.unqueue(at);
@@ -245,6 +248,7 @@ impl Engine {
             }
             Verdict::Again(wait) => {
                 let until = now.after(wait);
+                record.remember(task.ready_at, now, reason, until);
                 record.written = Written::Backoff;
                 record.retry_at = Some(until);
                 let attempt = record.attempt;

@@ -212,6 +212,8 @@ impl Engine {
         record.retry_at = None;
         record.key = key;
         let attempt = record.attempt;
+        let again_at = record.again_at;
+        let ready_at = again_at.unwrap_or(task.ready_at);
         run.active += 1;
 
         let first = run.record.started_at.is_none();
@@ -243,6 +245,7 @@ impl Engine {
                 .collect(),
             run_view: sees_run.contains(&kind).then(|| Box::new(run.view())),
             traceparent: run.record.traceparent.clone(),
+            ready_at,
         };
         let reserved = shape.resources;
         #[cfg(test)]

@@ -7,6 +7,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use emberline_common::{
+    delivery::Deployment,
     failure::{Failure, Reason},
     ids::{AttemptId, Digest, Epoch, RunId, TaskName},
     run_view::{ModelVersion, TaskState},
@@ -18,7 +19,9 @@ use super::{
     Engine,
     api::{Decision, Effect, EndedRun, EngineConfig, LoadError, Outcome},
     deadlines::Due,
-    records::{CacheRecord, ModelRecord, PoisonRecord, RunRecord, TaskRecord, decode},
+    records::{
+        CacheRecord, EnvironmentRecord, ModelRecord, PoisonRecord, RunRecord, TaskRecord, decode,
+    },
     run::{Cut, Run, RunSeq, TaskRef, written_state},
 };
 
@@ -99,6 +102,23 @@ impl Engine {
                     let ended: EndedRun = decode(key, value)?;
                     latest = latest.max(ended.summary.finished_at.unwrap_or_default());
                     engine.remember(ended);
+                }
+                ["deployments", _] => {
+                    let deployment: Deployment = decode(key, value)?;
+                    latest = latest.max(deployment.finished_at.unwrap_or_default());
+                    engine
+                        .deployments
+                        .insert(deployment.id, Arc::new(deployment));
+                }
+                ["environments", environment, model] => {
+                    let environment = environment.parse().map_err(|_| unknown(key))?;
+                    let model = model.parse().map_err(|_| unknown(key))?;
+                    let live: EnvironmentRecord = decode(key, value)?;
+                    engine.environments.insert((environment, model), live);
+                }
+                ["merges", _] => engine.remember_merge(decode(key, value)?),
+                ["untold", subject] => {
+                    engine.untold.insert((*subject).to_owned());
                 }
                 ["poison", run] => {
                     let run = RunId::new(run).map_err(|_| unknown(key))?;
@@ -271,8 +291,13 @@ impl Engine {
         };
         let id = run.record.run.clone();
         self.deciding = Some(id.clone());
+        // Observers of this term have not heard of it.
+        self.touch_run(seq, false);
+        let Some(run) = self.runs.get(&seq) else {
+            return;
+        };
         if run.record.ended.is_some() {
-            let archived = Box::new(run.archived());
+            let archived = Arc::new(run.archived());
             return self.effect(Effect::Archive(archived));
         }
         let deaths = self.poison.get(&id).copied().unwrap_or(0);

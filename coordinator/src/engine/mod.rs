@@ -20,9 +20,11 @@ mod attempts;
 mod cache;
 mod conditions;
 mod deadlines;
+pub mod deployments;
 mod dispatch;
 mod load;
 mod models;
+mod outside;
 mod placement;
 mod plan;
 pub mod records;
@@ -39,25 +41,28 @@ mod workers;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
 use emberline_common::{
-    ids::{AttemptId, Digest, Epoch, ModelName, RunId, WorkerName},
-    run_view::{ModelVersion, RunSummary, RunView},
+    delivery::Deployment,
+    ids::{AttemptId, DeploymentId, Digest, EnvironmentName, Epoch, ModelName, RunId, WorkerName},
+    run_view::{ModelVersion, RunSummary, RunView, TaskState},
     spec::PipelineSpec,
     time::Timestamp,
 };
 
 use api::{
-    Command, Decision, Effect, EndedRun, EngineConfig, ModelView, Outcome, QueueStats, Refusal,
-    WorkerStatus, Write,
+    Command, Decision, Effect, EndedRun, EngineConfig, ModelView, Observe, Outcome, QueueStats,
+    Refusal, WorkerStatus, Write,
 };
 use cache::Cache;
 use deadlines::{Deadlines, Due};
 use models::Registry;
+use outside::Merge;
 use placement::Queue;
-use records::{PoisonRecord, Written, encode, keys};
+use records::{EnvironmentRecord, PoisonRecord, Written, encode, keys};
 use retries::Random;
 use run::{Run, RunSeq, TaskRef};
 use workers::Fleet;
@@ -95,6 +100,13 @@ pub struct Engine {
     deadlines: Deadlines,
     cache: Cache,
     models: Registry,
+    deployments: BTreeMap<DeploymentId, Arc<Deployment>>,
+    environments: BTreeMap<(EnvironmentName, ModelName), EnvironmentRecord>,
+    /// What outside systems said of merges, by [`outside`]'s key.
+    merges: BTreeMap<String, Merge>,
+    merge_order: BTreeSet<(Timestamp, String)>,
+    /// What outside systems have to be told of.
+    untold: BTreeSet<String>,
     poison: BTreeMap<RunId, u32>,
     deciding: Option<RunId>,
     /// Set while records of an earlier leader are taken over: times come from them.
@@ -138,6 +150,11 @@ impl Engine {
             deadlines: Deadlines::default(),
             cache: Cache::default(),
             models: Registry::default(),
+            deployments: BTreeMap::new(),
+            environments: BTreeMap::new(),
+            merges: BTreeMap::new(),
+            merge_order: BTreeSet::new(),
+            untold: BTreeSet::new(),
             poison: BTreeMap::new(),
             deciding: None,
             loading: false,
@@ -186,6 +203,22 @@ impl Engine {
             }
             Command::Forget { runs } => {
                 self.forget(runs);
+                Ok(Outcome::Done)
+            }
+            Command::MarkFailed {
+                deployment,
+                began_at,
+                why,
+            } => self.mark_failed(deployment, began_at, why),
+            Command::RollBack {
+                environment,
+                model,
+                expected,
+                why,
+            } => self.roll_back(environment, model, expected, why),
+            Command::Outside(event) => self.outside(event),
+            Command::Told { subjects } => {
+                self.told(subjects);
                 Ok(Outcome::Done)
             }
             Command::Tick => Ok(Outcome::Done),
@@ -249,7 +282,7 @@ impl Engine {
         let mut view = run.view();
         // Why something waits is asked of the fleet as it is now.
         for (number, task) in view.tasks.iter_mut().enumerate() {
-            if task.state == emberline_common::run_view::TaskState::Queued
+            if task.state == TaskState::Queued
                 && let Some(missing) = self.missing_for(run, u32::try_from(number).unwrap_or(0))
             {
                 task.note = missing;
@@ -271,7 +304,7 @@ impl Engine {
 
     /// The pipeline of a live run.
     #[must_use]
-    pub fn run_spec(&self, run: &RunId) -> Option<std::sync::Arc<PipelineSpec>> {
+    pub fn run_spec(&self, run: &RunId) -> Option<Arc<PipelineSpec>> {
         self.live(run).map(|run| run.spec.clone())
     }
 
@@ -383,6 +416,17 @@ impl Engine {
 
     fn take_decision(&mut self, outcome: Result<Outcome, Refusal>) -> Decision {
         let mut out = std::mem::take(&mut self.out);
+        let observe = self.config.observe;
+        // A run is told before its tasks: they say little without it.
+        for seq in out.runs.iter().filter(|_| observe > Observe::Nothing) {
+            if let Some(run) = self.runs.get_mut(seq)
+                && run.observed != Some(run.state())
+            {
+                run.observed = Some(run.state());
+                let summary = Arc::new(run.summary());
+                out.effects.push(Effect::RunObserved(summary));
+            }
+        }
         for at in out.tasks {
             let Some(run) = self.runs.get_mut(&at.run) else {
                 continue;
@@ -390,6 +434,7 @@ impl Engine {
             let name = run.name_of(at.task);
             let task = &mut run.tasks[at.task as usize];
             task.changed = false;
+            let state = task.state;
             if std::mem::take(&mut task.dirty) {
                 task.stored = true;
                 out.writes.push(Write::Put {
@@ -397,9 +442,19 @@ impl Engine {
                     value: task.record.as_ref().map_or_else(Vec::new, encode),
                 });
             }
-            if run.watched {
-                let view = Box::new(run.task_view(at.task));
-                out.effects.push(Effect::TaskChanged(view));
+            let observed = match observe {
+                Observe::Nothing => false,
+                Observe::Ends => state.is_final(),
+                Observe::Starts => state.is_final() || state == TaskState::Running,
+            };
+            if run.watched || observed {
+                let view = Arc::new(run.task_view(at.task));
+                if observed {
+                    out.effects.push(Effect::TaskObserved(Arc::clone(&view)));
+                }
+                if run.watched {
+                    out.effects.push(Effect::TaskChanged(view));
+                }
             }
         }
         for seq in out.runs {
@@ -414,7 +469,7 @@ impl Engine {
                 });
             }
             if run.watched {
-                let summary = Box::new(run.summary());
+                let summary = Arc::new(run.summary());
                 out.effects.push(Effect::RunChanged(summary));
             }
         }

@@ -74,6 +74,23 @@ impl Registry {
         Ok(number)
     }
 
+    /// Moves the aliases of a version that was rolled back to the one that is live again, if that
+    /// one was registered under them.
+    pub fn move_back(&mut self, model: &ModelName, bad: u32, good: u32, writes: &mut Vec<Write>) {
+        let Some(found) = self.models.get_mut(model) else {
+            return;
+        };
+        let own = (found.versions.get(&good)).and_then(|v| v.registration.alias.clone());
+        let Some(alias) = own.filter(|alias| found.head.aliases.get(alias) == Some(&bad)) else {
+            return;
+        };
+        found.head.aliases.insert(alias, good);
+        writes.push(Write::Put {
+            key: keys::model(model),
+            value: encode(&found.head),
+        });
+    }
+
     pub fn load_head(&mut self, name: ModelName, head: ModelRecord) {
         self.models.entry(name).or_default().head = head;
     }

@@ -9,12 +9,12 @@ use std::collections::BTreeMap;
 
 use emberline_common::{
     delivery::Change,
-    failure::Failure,
+    failure::{Failure, Reason},
     ids::{
-        Alias, ArtifactName, DeploymentId, Digest, Epoch, Incarnation, ModelName, PipelineName,
-        RunId, TaskName, WorkerName,
+        Alias, ArtifactName, DeploymentId, Digest, EnvironmentName, Epoch, Incarnation, ModelName,
+        PipelineName, RunId, TaskName, WorkerName,
     },
-    run_view::{ArtifactRef, AttemptTiming, PastAttempt, Results, RunState},
+    run_view::{ArtifactRef, AttemptTiming, MAX_EARLIER, PastAttempt, Results, RunState},
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -33,7 +33,7 @@ pub const RUN_RESERVE_BYTES: usize = 16 << 10;
 
 /// The state's keys.
 pub mod keys {
-    use super::{Digest, ModelName, RunId, TaskName};
+    use super::{DeploymentId, Digest, EnvironmentName, ModelName, RunId, TaskName};
 
     /// `runs/{run}`
     #[must_use]
@@ -69,6 +69,26 @@ pub mod keys {
     #[must_use]
     pub fn ended(run: &RunId) -> String {
         format!("ended/{run}")
+    }
+    /// `deployments/{number}`
+    #[must_use]
+    pub fn deployment(deployment: DeploymentId) -> String {
+        format!("deployments/{:012}", deployment.0)
+    }
+    /// `environments/{environment}/{model}`
+    #[must_use]
+    pub fn environment(environment: &EnvironmentName, model: &ModelName) -> String {
+        format!("environments/{environment}/{model}")
+    }
+    /// `merges/{digest of the revision}`
+    #[must_use]
+    pub fn merge(key: &str) -> String {
+        format!("merges/{key}")
+    }
+    /// `untold/{run or deployment}`
+    #[must_use]
+    pub fn untold(subject: &str) -> String {
+        format!("untold/{subject}")
     }
     /// `poison/{run}`
     #[must_use]
@@ -281,6 +301,29 @@ impl TaskRecord {
         let times = [self.started_at, self.finished_at];
         (times.into_iter().flatten()).fold(self.ready_at, Timestamp::max)
     }
+
+    /// Keeps what there is to know of the current attempt, which has ended; the next one can start
+    /// at `again_at`.
+    pub(super) fn remember(
+        &mut self,
+        ready_at: Timestamp,
+        finished_at: Timestamp,
+        reason: Reason,
+        again_at: Timestamp,
+    ) {
+        if self.earlier.len() >= MAX_EARLIER {
+            self.earlier.remove(0);
+        }
+        self.earlier.push(PastAttempt {
+            attempt: self.attempt,
+            worker: self.worker.clone(),
+            ready_at: self.again_at.unwrap_or(ready_at),
+            started_at: self.started_at.unwrap_or(ready_at),
+            finished_at,
+            reason,
+        });
+        self.again_at = Some(again_at);
+    }
 }
 
 /// An entry of the cache.
@@ -312,6 +355,17 @@ pub struct ModelRecord {
     pub latest: u32,
     /// The aliases.
     pub aliases: BTreeMap<Alias, u32>,
+}
+
+/// What is live of one model in one environment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnvironmentRecord {
+    /// The deployment that made it live.
+    pub deployment: DeploymentId,
+    /// The version.
+    pub version: u32,
+    /// Since when.
+    pub since: Timestamp,
 }
 
 /// How often a leader has died while deciding on a run.

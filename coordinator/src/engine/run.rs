@@ -61,6 +61,8 @@ pub(super) struct Run {
     /// Whether its first failure may be acted on. Not so while a new leader derives what came before.
     pub failure_known: bool,
     pub watched: bool,
+    /// The state that observers were told last.
+    pub observed: Option<RunState>,
     pub dirty: bool,
     pub changed: bool,
 }
@@ -254,6 +256,7 @@ impl Run {
             parked: BTreeSet::new(),
             failure_known: true,
             watched: false,
+            observed: None,
             dirty: false,
             changed: false,
             record,

@@ -246,7 +246,7 @@ impl Engine {
             at: now,
             failure,
         });
-        let archived = Box::new(run.archived());
+        let archived = Arc::new(run.archived());
         self.touch_run(seq, true);
         self.effect(Effect::Archive(archived));
     }
@@ -287,6 +287,7 @@ impl Engine {
             value: encode(&ended),
         });
         self.remember(ended);
+        self.untell(id.to_string());
         while self.ended.len() > self.config.max_ended_runs {
             let Some((_, oldest)) = self.ended_order.first().cloned() else {
                 break;
@@ -316,6 +317,7 @@ impl Engine {
         self.out.writes.push(Write::Delete {
             key: keys::ended(id),
         });
+        self.told(vec![id.to_string()]);
         Some(ended)
     }
 

@@ -233,6 +233,7 @@ impl Engine {
         let failure = (state == TaskState::Failed)
             .then(|| task.record.as_ref().and_then(|r| r.failure.clone()))
             .flatten();
+        let tried = task.record.as_ref().is_some_and(|r| r.started_at.is_some());
         run.count_end(number, when, bad);
         self.live_tasks = self.live_tasks.saturating_sub(1);
         let mut first = None;
@@ -247,6 +248,9 @@ impl Engine {
             });
         }
         self.touch(at, write);
+        if state == TaskState::Failed && tried {
+            self.deploy_failed(at);
+        }
         if let Some(first) = first {
             self.first_failure(at.run, first);
         }

@@ -11,6 +11,7 @@
 mod batch;
 pub mod clock;
 pub mod counters;
+pub mod observer;
 pub(crate) mod pump;
 pub mod sessions;
 pub mod watchers;

@@ -4,9 +4,14 @@ use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
+    time::Instant,
 };
 
-use emberline_common::ids::{Epoch, RunId};
+use emberline_common::{
+    ids::{Epoch, RunId},
+    telemetry::Telemetry,
+    trace::RunTrace,
+};
 use futures::future::BoxFuture;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -16,13 +21,14 @@ use super::{
     batch::{Batch, Out},
     clock::Clock,
     counters::Counters,
+    observer::{Observed, Observers},
     sessions::{Outgoing, Sessions},
     watchers::{Change, Watcher, Watchers},
 };
 use crate::{
     engine::{
         Engine,
-        api::{ArchivedRun, Command, Decision, Effect, Outcome, Refusal, SessionId},
+        api::{ArchivedRun, Assignment, Command, Decision, Effect, Outcome, Refusal, SessionId},
     },
     store::{BatchLimits, StateStore, StoreError},
 };
@@ -42,7 +48,9 @@ pub(crate) struct Parts {
     pub(crate) watchers: Watchers,
     pub(crate) counters: Arc<Counters>,
     /// Has room for every live run, so that handing one over never waits.
-    pub(crate) archive: mpsc::Sender<Box<ArchivedRun>>,
+    pub(crate) archive: mpsc::Sender<Arc<ArchivedRun>>,
+    pub(crate) observers: Observers,
+    pub(crate) telemetry: Telemetry,
 }
 
 /// Owns the engine until it stops leading.
@@ -54,7 +62,9 @@ pub(crate) struct Pump {
     requests: mpsc::Receiver<Request>,
     watchers: Watchers,
     counters: Arc<Counters>,
-    archive: mpsc::Sender<Box<ArchivedRun>>,
+    archive: mpsc::Sender<Arc<ArchivedRun>>,
+    observers: Observers,
+    telemetry: Telemetry,
     limits: BatchLimits,
     sessions: Sessions,
     /// Watchers that wait for a commit before they are added, by run.
@@ -84,6 +94,7 @@ impl From<StoreError> for PumpError {
 struct InFlight {
     commit: BoxFuture<'static, Result<(), StoreError>>,
     records: usize,
+    began: Instant,
     outs: Vec<Out>,
 }
 
@@ -100,6 +111,8 @@ impl Pump {
             watchers: parts.watchers,
             counters: parts.counters,
             archive: parts.archive,
+            observers: parts.observers,
+            telemetry: parts.telemetry,
             sessions: Sessions::default(),
             subscribing: HashMap::new(),
             pending: VecDeque::new(),
@@ -146,7 +159,9 @@ impl Pump {
                 done = committed(&mut in_flight) => {
                     let done = done?;
                     self.counters.committed(done.records);
-                    self.release(done.outs);
+                    let (records, took) = (done.records, done.began.elapsed());
+                    let commit = Observed::Committed { records, took };
+                    self.release(done.outs, vec![commit]);
                 }
                 request = self.requests.recv(), if room => match request {
                     Some(request) => self.decide_all(request),
@@ -174,7 +189,7 @@ impl Pump {
                 if !self.store.holds(self.epoch) {
                     return Err(StoreError::Deposed { epoch: self.epoch });
                 }
-                self.release(outs);
+                self.release(outs, Vec::new());
                 continue;
             }
             let (store, epoch, records) = (Arc::clone(&self.store), self.epoch, writes.len());
@@ -182,6 +197,7 @@ impl Pump {
             return Ok(Some(InFlight {
                 commit,
                 records,
+                began: Instant::now(),
                 outs,
             }));
         }
@@ -303,9 +319,10 @@ impl Pump {
     }
 
     /// Lets out what was decided. All of it is durable.
-    fn release(&mut self, outs: Vec<Out>) {
+    fn release(&mut self, outs: Vec<Out>, mut observed: Vec<Observed>) {
         let mut sessions: HashMap<SessionId, Outgoing> = HashMap::new();
         let mut changes: HashMap<RunId, Vec<Change>> = HashMap::new();
+        let now = self.clock.now();
         for out in outs {
             match out {
                 Out::Answer(answer) => answer(),
@@ -333,8 +350,12 @@ impl Pump {
                     }
                     Effect::Assign {
                         session,
-                        assignment,
+                        mut assignment,
                     } => {
+                        if !self.observers.is_empty() {
+                            observed.push(Observed::Assigned(now.since(assignment.ready_at)));
+                        }
+                        self.hand_on_trace(&mut assignment);
                         let outgoing = sessions.entry(session).or_default();
                         outgoing.assignments.push(*assignment);
                     }
@@ -360,7 +381,15 @@ impl Pump {
                         let changes = changes.entry(task.run.clone()).or_default();
                         changes.push(Change::Task(task));
                     }
+                    Effect::RunObserved(summary) => observed.push(Observed::Run(summary)),
+                    Effect::TaskObserved(task) => observed.push(Observed::Task(task)),
+                    Effect::Deployed(deployment) => {
+                        observed.push(Observed::Deployment(deployment));
+                    }
                     Effect::Archive(run) => {
+                        if !self.observers.is_empty() {
+                            observed.push(Observed::Ended(Arc::clone(&run)));
+                        }
                         // The queue has room for every live run; it is closed at shutdown only,
                         // and then the next leader finds the run ended and archives it.
                         let _ = self.archive.try_send(run);
@@ -374,6 +403,19 @@ impl Pump {
         for (run, changes) in changes {
             self.publish(&run, changes);
         }
+        self.observers.tell(observed);
+    }
+
+    /// What the worker does is part of the attempt's span. If nothing is traced here, it goes on in
+    /// the trace that the run was given, if any.
+    fn hand_on_trace(&self, assignment: &mut Assignment) {
+        if !self.telemetry.traces() {
+            return;
+        }
+        let trace = RunTrace::of(&assignment.id.run, &assignment.traceparent);
+        let sampled = self.telemetry.samples(&trace);
+        let context = trace.attempt_context(&assignment.id, sampled);
+        assignment.traceparent = context.to_string();
     }
 
     fn publish(&mut self, run: &RunId, changes: Vec<Change>) {

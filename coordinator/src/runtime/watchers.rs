@@ -27,9 +27,9 @@ const QUEUE_CHANGES: usize = 65_536;
 #[derive(Debug, Clone)]
 pub enum Change {
     /// The run changed.
-    Run(Box<RunSummary>),
+    Run(Arc<RunSummary>),
     /// A task changed.
-    Task(Box<TaskView>),
+    Task(Arc<TaskView>),
     /// A running attempt got on. Not durable, and may be skipped.
     Progress(Progress),
 }

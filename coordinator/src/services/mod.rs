@@ -6,6 +6,7 @@
 pub(crate) mod artifacts;
 pub(crate) mod cluster;
 mod connections;
+pub(crate) mod deployments;
 mod logs;
 pub(crate) mod models;
 pub(crate) mod role;

@@ -8,8 +8,8 @@ use std::{
 };
 
 use emberline_proto::v1::{
-    artifact_service_server, cluster_service_server, model_service_server, run_service_server,
-    worker_service_server,
+    artifact_service_server, cluster_service_server, deployment_service_server,
+    model_service_server, run_service_server, worker_service_server,
 };
 use futures::FutureExt as _;
 use http::{Request, Response};
@@ -22,12 +22,13 @@ use super::status;
 use crate::store::StateStore;
 
 /// The services that only a leader answers.
-const LED: [&str; 5] = [
+const LED: [&str; 6] = [
     run_service_server::SERVICE_NAME,
     worker_service_server::SERVICE_NAME,
     model_service_server::SERVICE_NAME,
     artifact_service_server::SERVICE_NAME,
     cluster_service_server::SERVICE_NAME,
+    deployment_service_server::SERVICE_NAME,
 ];
 
 /// The role of this coordinator, as its server sees it. Cheap to clone.

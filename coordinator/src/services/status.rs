@@ -150,10 +150,10 @@ pub(super) fn from_runtime(e: RuntimeError) -> Status {
         RuntimeError::Busy => try_again(Code::ResourceExhausted, "BUSY", message),
         RuntimeError::Stopped => try_again(Code::Unavailable, "NOT_LEADING", message),
         RuntimeError::ReadOnly(_) => try_again(Code::Unavailable, "READ_ONLY", message),
-        RuntimeError::Refused(Refusal::NoSuchRun(_) | Refusal::NoSuchWorker(_)) => {
-            with_reason(Code::NotFound, "NOT_FOUND", message)
-        }
-        RuntimeError::Refused(Refusal::WrongState { .. }) => {
+        RuntimeError::Refused(
+            Refusal::NoSuchRun(_) | Refusal::NoSuchWorker(_) | Refusal::NoSuchDeployment(_),
+        ) => with_reason(Code::NotFound, "NOT_FOUND", message),
+        RuntimeError::Refused(Refusal::WrongState { .. } | Refusal::WrongDeployment(_)) => {
             with_reason(Code::FailedPrecondition, "WRONG_STATE", message)
         }
         RuntimeError::Refused(Refusal::QueueFull { .. }) => {

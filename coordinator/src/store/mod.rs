@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use crate::engine::api::Write;
 
 /// The version of the state's layout that this build writes and reads.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// The key of the schema version. It is the store's own: the engine never sees it.
 pub const SCHEMA_KEY: &str = "schema";
@@ -242,29 +242,31 @@ pub trait StateStore: Send + Sync + 'static {
     }
 }
 
-/// Refuses a state that a newer build has written; notes our version in a state that has none.
+/// Refuses a state that a newer build has written; notes our version in one that has none or an
+/// older one.
 ///
 /// # Errors
 /// [`StoreError::NewerSchema`], or what the store says.
 pub async fn check_schema(store: &dyn StateStore, epoch: Epoch) -> Result<(), StoreError> {
     let records = store.load(SCHEMA_KEY).await?;
-    match records.iter().find(|(key, _)| key == SCHEMA_KEY) {
-        Some((_, value)) => match serde_json::from_slice::<u64>(value) {
-            Ok(found) if found <= u64::from(SCHEMA_VERSION) => Ok(()),
-            Ok(found) => Err(StoreError::NewerSchema {
-                found,
-                supported: SCHEMA_VERSION,
-            }),
-            Err(e) => Err(StoreError::Corrupted {
-                path: SCHEMA_KEY.to_owned(),
-                what: format!("the schema version is no number: {e}"),
-            }),
-        },
-        None => {
-            let value = SCHEMA_VERSION.to_string().into_bytes();
+    let found = records.iter().find(|(key, _)| key == SCHEMA_KEY);
+    let found = found.map(|(_, value)| serde_json::from_slice::<u64>(value));
+    let found = found.transpose().map_err(|e| StoreError::Corrupted {
+        path: SCHEMA_KEY.to_owned(),
+        what: format!("the schema version is no number: {e}"),
+    })?;
+    let ours = u64::from(SCHEMA_VERSION);
+    match found {
+        Some(found) if found > ours => Err(StoreError::NewerSchema {
+            found,
+            supported: SCHEMA_VERSION,
+        }),
+        Some(found) if found == ours => Ok(()),
+        // From now on there may be records that an older build cannot read.
+        _ => {
             let write = Write::Put {
                 key: SCHEMA_KEY.to_owned(),
-                value,
+                value: SCHEMA_VERSION.to_string().into_bytes(),
             };
             store.commit(epoch, vec![write]).await
         }

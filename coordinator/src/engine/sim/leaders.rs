@@ -397,9 +397,13 @@ impl World {
                 self.store.check_ack(&attempt, committed)?;
                 (session, Down::Ack(attempt))
             }
-            Effect::Archive(archived) => return self.archive(epoch, *archived),
+            Effect::Archive(archived) => return self.archive(epoch, &archived),
             Effect::RunChanged(summary) => return self.run_changed(epoch, &summary),
             Effect::TaskChanged(task) => return self.task_changed(epoch, &task),
+            // What observers are told is what watchers are told, too.
+            Effect::RunObserved(_) | Effect::TaskObserved(_) | Effect::Deployed(_) => {
+                return Ok(());
+            }
         };
         let link = link(session);
         if self.links[link].epoch == epoch {
@@ -408,18 +412,18 @@ impl World {
         Ok(())
     }
 
-    fn archive(&mut self, epoch: Epoch, archived: ArchivedRun) -> Result<(), String> {
-        self.store.check_archive(&archived)?;
-        self.run_ended(&archived);
+    fn archive(&mut self, epoch: Epoch, archived: &ArchivedRun) -> Result<(), String> {
+        self.store.check_archive(archived)?;
+        self.run_ended(archived);
         let run = archived.view.summary.run.clone();
         if self.one_in(16) {
-            let text = serde_json::to_vec(&archived).map_err(|error| error.to_string())?;
+            let text = serde_json::to_vec(archived).map_err(|error| error.to_string())?;
             let read = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
-            same("an archive, as it reads", &archived, &read)?;
+            same("an archive, as it reads", archived, &read)?;
         }
         let end = archived.view.summary.finished_at;
         let archive = Digest::of(format!("{run} {end:?}").as_bytes());
-        self.archives.insert(archive, archived);
+        self.archives.insert(archive, archived.clone());
         self.within_ms(100, Event::Archived(epoch, run, archive));
         Ok(())
     }

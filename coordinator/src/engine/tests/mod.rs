@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod caching;
+mod deployments;
 mod draining;
 mod retries;
 mod scheduling;
@@ -11,10 +12,12 @@ mod workers;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use emberline_common::{
+    delivery::Change,
     failure::{Failure, Reason},
     ids::{ArtifactName, Digest, Epoch, Incarnation, RunId, StageKind, WorkerName},
     resources::Resources,
     run_view::{ArtifactRef, AttemptTiming, RunState, RunView, TaskState},
+    spec::PipelineSpec,
     time::Timestamp,
 };
 use serde_json::{Map, Value, json};
@@ -23,8 +26,9 @@ use super::{
     Engine,
     api::{
         Assignment, AttemptFailure, AttemptReport, AttemptSuccess, Command, Effect, EngineConfig,
-        SessionId, Submission, WorkerHello,
+        SessionId, Submission, WorkerHello, Write,
     },
+    spec_blob,
 };
 
 /// An engine, the time, and what it has assigned and archived.
@@ -35,6 +39,12 @@ struct Cluster {
     closed: Vec<SessionId>,
     ended: BTreeMap<RunId, RunView>,
     runs: u64,
+    /// What is committed.
+    state: BTreeMap<String, Vec<u8>>,
+    /// The pipelines of all runs.
+    specs: BTreeMap<Digest, Arc<PipelineSpec>>,
+    /// What the next runs are submitted for.
+    change: Option<Change>,
 }
 
 impl Cluster {
@@ -46,12 +56,41 @@ impl Cluster {
             closed: Vec::new(),
             ended: BTreeMap::new(),
             runs: 0,
+            state: BTreeMap::new(),
+            specs: BTreeMap::new(),
+            change: None,
         }
+    }
+
+    fn apply(&mut self, writes: Vec<Write>) {
+        for write in writes {
+            match write {
+                Write::Put { key, value } => {
+                    self.state.insert(key, value);
+                }
+                Write::Delete { key } => {
+                    self.state.remove(&key);
+                }
+                Write::DeletePrefix { prefix } => {
+                    self.state.retain(|key, _| !key.starts_with(&prefix));
+                }
+            }
+        }
+    }
+
+    /// A leader that has loaded what is committed.
+    fn next_leader(&self) -> Engine {
+        let records = self.state.clone().into_iter().collect();
+        let specs = |_: &RunId, digest: &Digest| self.specs.get(digest).cloned();
+        let config = EngineConfig::default();
+        let loaded = Engine::load(config, Epoch(2), 2, self.now, records, &specs);
+        loaded.expect("the state can be loaded").0
     }
 
     fn handle(&mut self, command: Command) {
         let decision = self.engine.handle(self.now, command);
         decision.outcome.expect("the command is taken");
+        self.apply(decision.writes);
         for effect in decision.effects {
             match effect {
                 Effect::Assign {
@@ -60,7 +99,7 @@ impl Cluster {
                 } => self.assigned.push((session, *assignment)),
                 Effect::CloseSession { session, .. } => self.closed.push(session),
                 Effect::Archive(run) => {
-                    let view = run.view;
+                    let view = run.view.clone();
                     self.ended.insert(view.summary.run.clone(), view);
                 }
                 _ => {}
@@ -111,10 +150,13 @@ impl Cluster {
         self.runs += 1;
         let run = RunId::new(format!("r{}", self.runs)).unwrap();
         self.now = self.now.after(Duration::from_millis(1));
+        let spec: Arc<PipelineSpec> = Arc::new(serde_json::from_value(pipeline).unwrap());
+        self.specs
+            .insert(Digest::of(&spec_blob(&spec)), spec.clone());
         self.handle(Command::Submit(Box::new(Submission {
             run: run.clone(),
             request_id: None,
-            spec: Arc::new(serde_json::from_value(pipeline).unwrap()),
+            spec,
             revision: Digest::of(b"revision"),
             params: Map::new(),
             base_dir: String::new(),
@@ -123,7 +165,7 @@ impl Cluster {
             files: Vec::new(),
             trigger: "manual".to_owned(),
             traceparent: String::new(),
-            change: None,
+            change: self.change.clone(),
             repairs: None,
         })));
         run

@@ -1,0 +1,414 @@
+//! Deployments: one model version becoming, or failing to become, live in one environment.
+//!
+//! A deployment is made in the commit of its `deploy` task, so that it happens once or not at all.
+//! What the metrics of delivery are computed from is kept here, up to [`MAX_DEPLOYMENTS`].
+
+use std::sync::Arc;
+
+use emberline_common::{
+    delivery::{
+        DataChange, Deployment, DeploymentFailure, DeploymentKind, DeploymentOutcome, FailureCause,
+    },
+    ids::{DeploymentId, EnvironmentName, ModelName},
+    spec::kinds::{BuiltinKind, DeploySpec},
+    time::Timestamp,
+    trace::RunTrace,
+};
+
+use super::{
+    Engine,
+    api::{Effect, Outcome, Refusal, Write},
+    outside::pushed,
+    records::{EnvironmentRecord, encode, keys},
+    run::{Run, TaskRef},
+};
+
+/// The most deployments that are remembered; the oldest are forgotten first.
+pub const MAX_DEPLOYMENTS: usize = 20_000;
+/// The longest reason that is kept, in bytes.
+const MAX_WHY_BYTES: usize = 512;
+
+impl Engine {
+    /// All deployments that are remembered, in the order of their ids.
+    pub fn deployments(&self) -> impl DoubleEndedIterator<Item = &Arc<Deployment>> {
+        self.deployments.values()
+    }
+
+    /// One of them.
+    #[must_use]
+    pub fn deployment(&self, id: DeploymentId) -> Option<&Arc<Deployment>> {
+        self.deployments.get(&id)
+    }
+
+    /// What is live where.
+    pub fn environments(
+        &self,
+    ) -> impl Iterator<Item = (&EnvironmentName, &ModelName, &EnvironmentRecord)> {
+        (self.environments.iter()).map(|((environment, model), live)| (environment, model, live))
+    }
+
+    /// A `deploy` task has registered a version: it is live now.
+    pub(super) fn deploy(&mut self, at: TaskRef, model: &ModelName, version: u32) {
+        let Some(environment) = self.target_of(at) else {
+            return;
+        };
+        let place = (environment, model.clone());
+        if (self.environments.get(&place)).is_some_and(|live| live.version == version) {
+            // It is live there already: nothing becomes live.
+            return;
+        }
+        let made = self.new_deployment(at, place, version, DeploymentOutcome::Live);
+        if let Some(made) = made {
+            self.make_live(made);
+        }
+    }
+
+    /// A `deploy` task has failed for good, before its version was live.
+    pub(super) fn deploy_failed(&mut self, at: TaskRef) {
+        let (Some(environment), Some(run)) = (self.target_of(at), self.runs.get(&at.run)) else {
+            return;
+        };
+        let Some(spec) = deploy_spec(run, at) else {
+            return;
+        };
+        let place = (environment, spec.model);
+        let caught = DeploymentOutcome::CaughtBeforeExposure;
+        if let Some(made) = self.new_deployment(at, place, 0, caught) {
+            self.keep_deployment(made);
+        }
+    }
+
+    /// Where a task deploys to, if it is one that does.
+    fn target_of(&self, at: TaskRef) -> Option<EnvironmentName> {
+        let run = self.runs.get(&at.run)?;
+        deploy_spec(run, at).map(|spec| spec.environment)
+    }
+
+    fn new_deployment(
+        &self,
+        at: TaskRef,
+        (environment, model): (EnvironmentName, ModelName),
+        version: u32,
+        outcome: DeploymentOutcome,
+    ) -> Option<Deployment> {
+        let run = self.runs.get(&at.run)?;
+        let record = &run.record;
+        let started = (run.tasks[at.task as usize].record.as_ref()).and_then(|r| r.started_at);
+        let mut change = record.change.clone();
+        if let Some(change) = &mut change {
+            change.note_pushes(|revision| pushed(&self.merges, revision));
+        }
+        let live = self.environments.get(&(environment.clone(), model.clone()));
+        Some(Deployment {
+            id: self.next_deployment(),
+            kind: DeploymentKind::Release,
+            previous: live.map(|live| live.deployment),
+            environment,
+            pipeline: record.pipeline.clone(),
+            model,
+            version,
+            run: record.run.clone(),
+            task: run.name_of(at.task),
+            repairs: record.repairs,
+            outcome,
+            accepted_at: record.created_at,
+            started_at: started.unwrap_or(self.now),
+            finished_at: Some(self.now),
+            failure: None,
+            change,
+            data: data_of(run, run.tasks[at.task as usize].stage as usize),
+            trace: RunTrace::of(&record.run, &record.traceparent).trace,
+        })
+    }
+
+    fn next_deployment(&self) -> DeploymentId {
+        DeploymentId(
+            self.deployments
+                .keys()
+                .next_back()
+                .map_or(1, |last| last.0 + 1),
+        )
+    }
+
+    /// Keeps a deployment and makes its version what is live.
+    fn make_live(&mut self, deployment: Deployment) {
+        let live = EnvironmentRecord {
+            deployment: deployment.id,
+            version: deployment.version,
+            since: deployment.finished_at.unwrap_or(self.now),
+        };
+        let place = (deployment.environment.clone(), deployment.model.clone());
+        self.out.writes.push(Write::Put {
+            key: keys::environment(&place.0, &place.1),
+            value: encode(&live),
+        });
+        self.environments.insert(place, live);
+        self.keep_deployment(deployment);
+    }
+
+    fn keep_deployment(&mut self, deployment: Deployment) {
+        let id = deployment.id;
+        self.deployments.insert(id, Arc::new(deployment));
+        self.write_deployment(id);
+        while self.deployments.len() > MAX_DEPLOYMENTS {
+            let Some((oldest, _)) = self.deployments.pop_first() else {
+                break;
+            };
+            self.out.writes.push(Write::Delete {
+                key: keys::deployment(oldest),
+            });
+            self.told(vec![oldest.to_string()]);
+        }
+    }
+
+    fn write_deployment(&mut self, id: DeploymentId) {
+        let Some(deployment) = self.deployments.get(&id) else {
+            return;
+        };
+        self.out.writes.push(Write::Put {
+            key: keys::deployment(id),
+            value: encode(deployment.as_ref()),
+        });
+        self.out
+            .effects
+            .push(Effect::Deployed(Arc::clone(deployment)));
+        self.untell(id.to_string());
+    }
+
+    /// Changes a deployment's record. Whether it is another one then.
+    pub(super) fn change_deployment(
+        &mut self,
+        id: DeploymentId,
+        change: impl FnOnce(&mut Deployment),
+    ) -> bool {
+        let Some(before) = self.deployments.get(&id).cloned() else {
+            return false;
+        };
+        let mut after = before.as_ref().clone();
+        change(&mut after);
+        if after == *before {
+            return false;
+        }
+        self.deployments.insert(id, Arc::new(after));
+        self.write_deployment(id);
+        true
+    }
+
+    /// A person says that a deployment has failed.
+    pub(super) fn mark_failed(
+        &mut self,
+        id: DeploymentId,
+        began_at: Option<Timestamp>,
+        why: String,
+    ) -> Result<Outcome, Refusal> {
+        let Some(deployment) = self.deployments.get(&id) else {
+            return Err(Refusal::NoSuchDeployment(format!("there is no `{id}`")));
+        };
+        let exposed = [DeploymentOutcome::Live, DeploymentOutcome::Aborted];
+        if !exposed.contains(&deployment.outcome) {
+            return Err(Refusal::WrongDeployment(format!(
+                "`{id}` has never answered for anyone ({}): it cannot have failed",
+                deployment.outcome
+            )));
+        }
+        self.note_failure(id, FailureCause::Marked, began_at, why, String::new());
+        self.deployment_outcome(id, None)
+    }
+
+    /// Notes that a deployment has failed. What was noted first stays; an incident's name is added.
+    /// Whether anything has changed.
+    pub(super) fn note_failure(
+        &mut self,
+        id: DeploymentId,
+        cause: FailureCause,
+        began_at: Option<Timestamp>,
+        mut why: String,
+        incident: String,
+    ) -> bool {
+        why.truncate(why.floor_char_boundary(MAX_WHY_BYTES));
+        let now = self.now;
+        self.change_deployment(id, |deployment| match &mut deployment.failure {
+            Some(failure) if failure.incident.is_empty() => failure.incident = incident,
+            Some(_) => {}
+            None => {
+                // It cannot have done harm before it was there, nor after it was noted.
+                let live = deployment.finished_at.unwrap_or(deployment.started_at);
+                let began_at = began_at.unwrap_or(live).max(live).min(now.max(live));
+                deployment.failure = Some(DeploymentFailure {
+                    cause,
+                    began_at,
+                    noted_at: now,
+                    why,
+                    incident,
+                    resolved_at: None,
+                });
+            }
+        })
+    }
+
+    /// An outside system says that a deployment's incident is over. Whether that is new.
+    pub(super) fn resolve(&mut self, id: DeploymentId, resolved_at: Timestamp) -> bool {
+        self.change_deployment(id, |deployment| {
+            if let Some(failure) = &mut deployment.failure
+                && failure.resolved_at.is_none()
+            {
+                failure.resolved_at = Some(resolved_at.max(failure.began_at));
+            }
+        })
+    }
+
+    /// Makes live again what was live before, and notes that what is live now has failed.
+    pub(super) fn roll_back(
+        &mut self,
+        environment: EnvironmentName,
+        model: Option<ModelName>,
+        expected: Option<DeploymentId>,
+        why: String,
+    ) -> Result<Outcome, Refusal> {
+        let there = self.environments.iter().filter(|((e, m), _)| {
+            *e == environment && model.as_ref().is_none_or(|model| m == model)
+        });
+        let there: Vec<_> = there
+            .map(|((_, m), live)| (m.clone(), live.clone()))
+            .collect();
+        let (model, live) = match there.as_slice() {
+            [one] => one.clone(),
+            [] => {
+                return Err(Refusal::NoSuchDeployment(match model {
+                    Some(model) => format!("no `{model}` is live in `{environment}`"),
+                    None => format!("nothing is live in `{environment}`"),
+                }));
+            }
+            many => {
+                let names: Vec<&str> = many.iter().map(|(m, _)| m.as_str()).collect();
+                return Err(Refusal::WrongDeployment(format!(
+                    "{} models are live in `{environment}`: say which of {}",
+                    many.len(),
+                    names.join(", ")
+                )));
+            }
+        };
+        if let Some(expected) = expected.filter(|expected| *expected != live.deployment) {
+            return Err(Refusal::WrongDeployment(format!(
+                "`{}` is live in `{environment}`, not `{expected}`",
+                live.deployment
+            )));
+        }
+        let mut before =
+            self.deployments.values().rev().filter(|d| {
+                d.id < live.deployment && d.environment == environment && d.model == model
+            });
+        let good = before.find(|d| {
+            d.outcome == DeploymentOutcome::Live && d.failure.is_none() && d.version != live.version
+        });
+        let (Some(good), Some(bad)) = (good.cloned(), self.deployments.get(&live.deployment))
+        else {
+            return Err(Refusal::WrongDeployment(format!(
+                "there is no good version of `{model}` to go back to in `{environment}`"
+            )));
+        };
+        let (bad, trace) = (bad.id, bad.trace);
+        self.note_failure(bad, FailureCause::Rollback, None, why, String::new());
+        self.models
+            .move_back(&model, live.version, good.version, &mut self.out.writes);
+        let now = self.now;
+        self.make_live(Deployment {
+            id: self.next_deployment(),
+            kind: DeploymentKind::Rollback,
+            repairs: Some(bad),
+            previous: Some(bad),
+            outcome: DeploymentOutcome::Live,
+            accepted_at: now,
+            started_at: now,
+            finished_at: Some(now),
+            failure: None,
+            change: None,
+            data: Vec::new(),
+            trace,
+            ..good.as_ref().clone()
+        });
+        let rollback = DeploymentId(self.next_deployment().0 - 1);
+        self.deployment_outcome(rollback, Some(bad))
+    }
+
+    fn deployment_outcome(
+        &self,
+        id: DeploymentId,
+        failed: Option<DeploymentId>,
+    ) -> Result<Outcome, Refusal> {
+        let find = |id: DeploymentId| {
+            let found = self.deployments.get(&id).cloned();
+            found.ok_or_else(|| Refusal::NoSuchDeployment(format!("there is no `{id}`")))
+        };
+        Ok(Outcome::Deployment {
+            deployment: find(id)?,
+            failed: failed.map(find).transpose()?,
+        })
+    }
+
+    /// Notes that outside systems have to be told of something, if there are any.
+    pub(super) fn untell(&mut self, subject: String) {
+        if self.config.keep_untold {
+            self.out.writes.push(Write::Put {
+                key: keys::untold(&subject),
+                value: b"{}".to_vec(),
+            });
+            self.untold.insert(subject);
+        }
+    }
+
+    /// Outside systems have been told of these.
+    pub(super) fn told(&mut self, subjects: Vec<String>) {
+        for subject in subjects {
+            if self.untold.remove(&subject) {
+                self.out.writes.push(Write::Delete {
+                    key: keys::untold(&subject),
+                });
+            }
+        }
+    }
+
+    /// What outside systems have to be told of, or may not have been: ended runs by their id, and
+    /// deployments by theirs.
+    pub fn untold(&self) -> impl Iterator<Item = &str> {
+        self.untold.iter().map(String::as_str)
+    }
+}
+
+/// What a `deploy` task is to do. A pipeline's own kinds deploy nothing.
+fn deploy_spec(run: &Run, at: TaskRef) -> Option<DeploySpec> {
+    let task = &run.tasks[at.task as usize];
+    let stage = run.stage_spec(task.stage as usize);
+    if stage.kind.as_str() != BuiltinKind::Deploy.as_str() {
+        return None;
+    }
+    let values = super::run::matrix_at(stage, task.index);
+    let with = emberline_common::spec::expand::fill(&stage.with, &values).ok()?;
+    serde_json::from_value(with).ok()
+}
+
+/// The data that a stage's outputs descend from.
+fn data_of(run: &Run, stage: usize) -> Vec<DataChange> {
+    let collected = run.ancestors(stage).into_iter();
+    let collected =
+        collected.filter(|up| run.stage_spec(*up).kind.as_str() == BuiltinKind::Collect.as_str());
+    let mut data = Vec::new();
+    for up in collected.map(|up| &run.stages[up]) {
+        for number in up.first..up.first + up.count {
+            let Some(record) = &run.tasks[number].record else {
+                continue;
+            };
+            let modified = record.results.get("modified_at").and_then(|v| v.as_str());
+            let arrived_at = modified.and_then(Timestamp::parse);
+            for output in &record.outputs {
+                data.push(DataChange {
+                    task: run.name_of(u32::try_from(number).unwrap_or(u32::MAX)),
+                    revision: output.manifest,
+                    arrived_at: arrived_at.or(record.finished_at).unwrap_or_default(),
+                });
+            }
+        }
+    }
+    data.truncate(64);
+    data
+}

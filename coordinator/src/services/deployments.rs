@@ -1,0 +1,211 @@
+//! Deployments and environments: to read, to mark as failed, to roll back.
+
+use std::sync::Arc;
+
+use emberline_common::{
+    delivery::{Change, Deployment},
+    ids::{DeploymentId, EnvironmentName, ModelName, PipelineName},
+    wire,
+};
+use emberline_proto::v1::{
+    DeploymentView, EnvironmentView, GetDeploymentRequest, GetDeploymentResponse,
+    ListDeploymentsRequest, ListDeploymentsResponse, ListEnvironmentsRequest,
+    ListEnvironmentsResponse, MarkDeploymentFailedRequest, MarkDeploymentFailedResponse,
+    RollBackRequest, RollBackResponse, deployment_service_server::DeploymentService,
+};
+use tonic::{Request, Response, Status};
+
+use super::{Context, in_time, status, translate};
+use crate::engine::{
+    Engine,
+    api::{Command, Outcome},
+};
+
+pub(crate) struct Deployments(pub(crate) Arc<Context>);
+
+fn view(engine: &Engine, deployment: &Deployment) -> DeploymentView {
+    let live = engine
+        .environments()
+        .any(|(_, _, live)| live.deployment == deployment.id);
+    DeploymentView {
+        live,
+        ..deployment.into()
+    }
+}
+
+/// Without the commits, of which there may be many.
+fn line(engine: &Engine, deployment: &Deployment) -> DeploymentView {
+    let change = deployment.change.as_ref().map(|change| Change {
+        commits: Vec::new(),
+        ..change.clone()
+    });
+    let live = view(engine, deployment);
+    DeploymentView {
+        change: change.as_ref().map(Into::into),
+        ..live
+    }
+}
+
+impl Deployments {
+    /// Gives a command whose outcome is a deployment.
+    async fn command(
+        &self,
+        command: Command,
+    ) -> Result<(DeploymentView, Option<DeploymentView>), Status> {
+        let outcome = self.0.runtime.command(command).await;
+        let Outcome::Deployment { deployment, failed } = outcome.map_err(status::from_runtime)?
+        else {
+            return Err(Status::internal(
+                "an answer to something else: please report this",
+            ));
+        };
+        let views = self.0.runtime.read(move |engine| {
+            let failed = failed.map(|failed| view(engine, &failed));
+            (view(engine, &deployment), failed)
+        });
+        views.await.map_err(status::from_runtime)
+    }
+}
+
+fn deployment_id(field: &str, text: &str) -> Result<DeploymentId, Status> {
+    wire::id(field, text).map_err(translate::bad)
+}
+
+/// A text for people, on one line.
+fn why(text: String) -> Result<String, Status> {
+    if text.chars().any(char::is_control) {
+        return Err(status::bad_field(
+            "why",
+            "write one line without control characters",
+        ));
+    }
+    Ok(translate::cut(text, 512))
+}
+
+#[tonic::async_trait]
+impl DeploymentService for Deployments {
+    async fn list_deployments(
+        &self,
+        request: Request<ListDeploymentsRequest>,
+    ) -> Result<Response<ListDeploymentsResponse>, Status> {
+        in_time("the list", async {
+            let request = request.into_inner();
+            let size = translate::page_size(request.page_size);
+            let bad = translate::bad;
+            let before: Option<DeploymentId> =
+                wire::optional_id("page_token", &request.page_token).map_err(bad)?;
+            let pipeline: Option<PipelineName> =
+                wire::optional_id("pipeline", &request.pipeline).map_err(bad)?;
+            let environment: Option<EnvironmentName> =
+                wire::optional_id("environment", &request.environment).map_err(bad)?;
+            let model: Option<ModelName> =
+                wire::optional_id("model", &request.model).map_err(bad)?;
+            let page = self.0.runtime.read(move |engine| {
+                let found = engine.deployments().rev().filter(|d| {
+                    before.is_none_or(|before| d.id < before)
+                        && pipeline.as_ref().is_none_or(|p| d.pipeline == *p)
+                        && environment.as_ref().is_none_or(|e| d.environment == *e)
+                        && model.as_ref().is_none_or(|m| d.model == *m)
+                });
+                let mut found: Vec<_> = found.take(size + 1).map(|d| line(engine, d)).collect();
+                let more = found.len() > size;
+                found.truncate(size);
+                (found, more)
+            });
+            let (deployments, more) = page.await.map_err(status::from_runtime)?;
+            let next_page_token = match deployments.last() {
+                Some(last) if more => last.deployment.clone(),
+                _ => String::new(),
+            };
+            Ok(ListDeploymentsResponse {
+                deployments,
+                next_page_token,
+            })
+        })
+        .await
+    }
+
+    async fn get_deployment(
+        &self,
+        request: Request<GetDeploymentRequest>,
+    ) -> Result<Response<GetDeploymentResponse>, Status> {
+        in_time("the answer", async {
+            let id = deployment_id("deployment", &request.get_ref().deployment)?;
+            let found = self.0.runtime.read(move |engine| {
+                let found = engine.deployment(id);
+                found.map(|deployment| view(engine, deployment))
+            });
+            let found = found.await.map_err(status::from_runtime)?;
+            let found = found.ok_or_else(|| status::not_found("deployment", &id.to_string()))?;
+            Ok(GetDeploymentResponse {
+                deployment: Some(found),
+            })
+        })
+        .await
+    }
+
+    async fn mark_deployment_failed(
+        &self,
+        request: Request<MarkDeploymentFailedRequest>,
+    ) -> Result<Response<MarkDeploymentFailedResponse>, Status> {
+        in_time("the answer", async {
+            let request = request.into_inner();
+            let began_at = request.began_at.map(TryInto::try_into).transpose();
+            let command = Command::MarkFailed {
+                deployment: deployment_id("deployment", &request.deployment)?,
+                began_at: began_at
+                    .map_err(|e: wire::WireError| translate::bad(e.within("began_at")))?,
+                why: why(request.why)?,
+            };
+            let (deployment, _) = self.command(command).await?;
+            Ok(MarkDeploymentFailedResponse {
+                deployment: Some(deployment),
+            })
+        })
+        .await
+    }
+
+    async fn roll_back(
+        &self,
+        request: Request<RollBackRequest>,
+    ) -> Result<Response<RollBackResponse>, Status> {
+        in_time("the answer", async {
+            let request = request.into_inner();
+            let bad = translate::bad;
+            let command = Command::RollBack {
+                environment: wire::id("environment", &request.environment).map_err(bad)?,
+                model: wire::optional_id("model", &request.model).map_err(bad)?,
+                expected: wire::optional_id("expected", &request.expected).map_err(bad)?,
+                why: why(request.why)?,
+            };
+            let (deployment, failed) = self.command(command).await?;
+            Ok(RollBackResponse {
+                deployment: Some(deployment),
+                failed,
+            })
+        })
+        .await
+    }
+
+    async fn list_environments(
+        &self,
+        _request: Request<ListEnvironmentsRequest>,
+    ) -> Result<Response<ListEnvironmentsResponse>, Status> {
+        in_time("the list", async {
+            let found = self.0.runtime.read(|engine| {
+                let all = engine.environments();
+                all.map(|(environment, model, live)| EnvironmentView {
+                    environment: environment.to_string(),
+                    model: model.to_string(),
+                    version: live.version,
+                    deployment: live.deployment.to_string(),
+                    since: Some(live.since.into()),
+                })
+                .collect()
+            });
+            let environments = found.await.map_err(status::from_runtime)?;
+            Ok(ListEnvironmentsResponse { environments })
+        })
+        .await
+    }
+}
