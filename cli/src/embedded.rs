@@ -124,6 +124,7 @@ impl EmbeddedCluster {
             heartbeat_interval: Duration::from_secs(1),
             advertise: None,
             telemetry: Default::default(),
+            spans: Default::default(),
             one_of_many: false,
         };
         let coordinator = Coordinator::start(config, listener).await?;

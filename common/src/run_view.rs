@@ -264,6 +264,9 @@ pub struct TaskView {
     /// The attempts before the current or last one, oldest first; the last [`MAX_EARLIER`] of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub earlier: Vec<PastAttempt>,
+    /// When the current or last attempt could have started, if it is not the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub again_at: Option<Timestamp>,
 }
 
 /// The most earlier attempts that a task remembers.

@@ -163,6 +163,17 @@ impl RunTrace {
         }
     }
 
+    /// Of a run that is known to be part of this trace; whether it is recorded was not said.
+    #[must_use]
+    pub fn within(trace: TraceId, run: &RunId) -> Self {
+        Self {
+            trace,
+            parent: None,
+            sampled: None,
+            run: run.clone(),
+        }
+    }
+
     fn span(&self, parts: &[&str]) -> SpanId {
         SpanId::derive(&[&[self.run.as_str()], parts].concat())
     }
@@ -185,12 +196,6 @@ impl RunTrace {
         self.span(&["wait", task.as_str(), &attempt.to_string(), reason])
     }
 
-    /// The span of a deployment.
-    #[must_use]
-    pub fn deployment(&self, deployment: DeploymentId) -> SpanId {
-        self.span(&["deployment", &deployment.to_string()])
-    }
-
     /// What an attempt hands on to its worker and its commands.
     #[must_use]
     pub fn attempt_context(&self, id: &AttemptId, sampled: bool) -> TraceContext {
@@ -200,6 +205,12 @@ impl RunTrace {
             sampled,
         }
     }
+}
+
+/// The span of a deployment.
+#[must_use]
+pub fn deployment(trace: TraceId, deployment: DeploymentId) -> SpanId {
+    SpanId::derive(&["deployment", &trace.to_string(), &deployment.to_string()])
 }
 
 /// The trace and the span of a leader's term.
@@ -287,7 +298,7 @@ mod tests {
             trace.attempt(&task, 2),
             trace.wait(&task, 1, "inputs"),
             trace.wait(&task, 1, "capacity"),
-            trace.deployment(DeploymentId(1)),
+            deployment(trace.trace, DeploymentId(1)),
             RunTrace::of(&run("r2"), TEXT).attempt(&task, 1),
             fresh_span(),
             fresh_span(),

@@ -25,6 +25,7 @@ use crate::{
     store::{Candidate, StateStore, StoreError, check_schema},
     tasks::Tasks,
     term::Term,
+    traces::Spans,
 };
 
 /// How long open calls may take to end at shutdown.
@@ -54,6 +55,8 @@ pub struct CoordinatorConfig {
     pub one_of_many: bool,
     /// Where spans, metrics and logs go.
     pub telemetry: Telemetry,
+    /// What its spans are made with.
+    pub spans: Spans,
 }
 
 /// Why a coordinator did not start, or has stopped.

@@ -17,6 +17,8 @@ pub mod runtime;
 mod services;
 pub mod store;
 mod tasks;
+mod tenure;
 mod term;
+pub mod traces;
 
 pub use coordinator::{Coordinator, CoordinatorConfig, CoordinatorError};

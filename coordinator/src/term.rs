@@ -22,7 +22,7 @@ use tonic::service::Routes;
 use crate::{
     CoordinatorConfig, CoordinatorError,
     archive::{self, Archive},
-    engine::Engine,
+    engine::{Engine, api::Observe},
     gc::Collector,
     high_water,
     holds::Holds,
@@ -39,6 +39,8 @@ use crate::{
     services::{Context, server},
     store::{Record, SCHEMA_KEY, check_schema},
     tasks::Tasks,
+    tenure::{self, Tenure},
+    traces::Tracer,
 };
 
 /// The largest spec of a pipeline, as JSON.
@@ -51,6 +53,7 @@ const END_WITHIN: Duration = Duration::from_secs(5);
 /// A term that this coordinator leads.
 pub(crate) struct Term {
     epoch: Epoch,
+    tenure: Tenure,
     runtime: Runtime,
     routes: Routes,
     tasks: Tasks,
@@ -79,19 +82,25 @@ impl Term {
         });
         old?;
         let mut records = loaded?;
-        records.retain(|(key, _)| key != SCHEMA_KEY);
+        let before = records.iter().find(|(key, _)| key == tenure::KEY);
+        let before = before.map(|(_, value)| value.clone());
+        records.retain(|(key, _)| key != SCHEMA_KEY && key != tenure::KEY);
         let specs = load_specs(&config.artifacts, &records).await?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let telemetry = &config.telemetry;
+        let tenure = Tenure::begin(config, epoch, before, clock.now()).await?;
+        let mut observers = Observers::default();
+        let mut limits = config.engine.clone();
+        let traced = telemetry.traces().then(|| observers.add());
+        if traced.is_some() {
+            limits.observe = limits.observe.max(Observe::Ends);
+        }
         let number = records.len();
-        let (engine, first) = Engine::load(
-            config.engine.clone(),
-            epoch,
-            seed(),
-            clock.now(),
-            records,
-            &|_, digest| specs.get(digest).cloned(),
-        )
-        .map_err(|e| CoordinatorError::Load(e.to_string()))?;
+        let (engine, first) =
+            Engine::load(limits, epoch, seed(), clock.now(), records, &|_, digest| {
+                specs.get(digest).cloned()
+            })
+            .map_err(|e| CoordinatorError::Load(e.to_string()))?;
         tracing::info!(%epoch, records = number, %address, "leading");
 
         let tasks = Tasks::new();
@@ -114,7 +123,7 @@ impl Term {
             watchers,
             counters,
             archive: archive_queue,
-            observers: Observers::default(),
+            observers,
             telemetry: config.telemetry.clone(),
         };
         let pump = Pump::new(parts, Some(first));
@@ -128,6 +137,15 @@ impl Term {
                 PumpError::Panicked => CoordinatorError::Panicked { task: "engine" },
             })
         });
+        if let Some(traced) = traced {
+            let (telemetry, since) = (telemetry.clone(), clock.now());
+            let spans = config.spans.clone();
+            let tracer = Tracer::new(telemetry, spans, runtime.clone(), since);
+            tasks.spawn("traces", async move {
+                tracer.run(traced).await;
+                Ok(())
+            });
+        }
         if config.one_of_many {
             let noting =
                 high_water::note(config.artifacts.clone(), epoch, tasks.stopping().clone());
@@ -171,6 +189,7 @@ impl Term {
         };
         Ok(Self {
             epoch,
+            tenure,
             runtime,
             routes: server::routes(&Arc::new(context)),
             tasks,
@@ -214,8 +233,10 @@ impl Term {
             routes,
             runtime,
             epoch,
+            tenure,
             ..
         } = self;
+        tenure.end().await;
         // They hold what the last tasks wait for.
         drop((routes, runtime));
         let ended = tasks.join(END_WITHIN).await;

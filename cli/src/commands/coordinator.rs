@@ -104,6 +104,7 @@ pub async fn coordinator(arguments: CoordinatorArguments, quiet: bool) -> anyhow
         heartbeat_interval: times.heartbeat_interval,
         advertise: arguments.advertise.clone(),
         telemetry: Default::default(),
+        spans: Default::default(),
         one_of_many: true,
     };
     let coordinator = Coordinator::start(config, listener)

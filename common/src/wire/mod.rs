@@ -422,6 +422,7 @@ impl From<&TaskView> for pb::TaskView {
                 store_micros: task.timing.store_micros,
             }),
             earlier: task.earlier.iter().map(Into::into).collect(),
+            again_at: task.again_at.map(Into::into),
         }
     }
 }
@@ -493,6 +494,7 @@ pub fn task_view(run: &crate::ids::RunId, message: pb::TaskView) -> Result<TaskV
             .map(PastAttempt::try_from)
             .collect::<Result<_, _>>()
             .map_err(|e| e.within("earlier"))?,
+        again_at: time("again_at", message.again_at)?,
     })
 }
 
@@ -576,6 +578,7 @@ mod tests {
                 finished_at: Timestamp(3),
                 reason: Reason::WorkerLost,
             }],
+            again_at: Some(Timestamp(4)),
         }
     }
 

@@ -472,6 +472,7 @@ impl Run {
             cached_from: kept.cached_from,
             timing: kept.timing,
             earlier: kept.earlier,
+            again_at: kept.again_at,
         }
     }
 

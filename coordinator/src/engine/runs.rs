@@ -467,6 +467,7 @@ fn record_of(view: &TaskView, done: bool) -> TaskRecord {
         cached_from: view.cached_from.clone(),
         timing: view.timing,
         earlier: view.earlier.clone(),
+        again_at: view.again_at,
         ..TaskRecord::default()
     }
 }

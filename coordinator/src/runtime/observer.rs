@@ -46,9 +46,12 @@ pub enum Observed {
     },
 }
 
+/// What one commit changed.
+type Batch = Arc<Vec<Observed>>;
+
 /// The receiving end of one observer.
 pub struct Observing {
-    batches: mpsc::Receiver<Arc<Vec<Observed>>>,
+    batches: mpsc::Receiver<Batch>,
     missed: Arc<AtomicU64>,
 }
 
@@ -68,7 +71,7 @@ impl Observing {
 /// The observers of one term.
 #[derive(Default)]
 pub struct Observers {
-    queues: Vec<(mpsc::Sender<Arc<Vec<Observed>>>, Arc<AtomicU64>)>,
+    queues: Vec<(mpsc::Sender<Batch>, Arc<AtomicU64>)>,
 }
 
 impl Observers {

@@ -153,6 +153,7 @@ impl Cluster {
             heartbeat_interval: Duration::from_millis(250),
             advertise: None,
             telemetry: Default::default(),
+            spans: Default::default(),
             one_of_many: false,
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

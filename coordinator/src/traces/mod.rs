@@ -1,0 +1,164 @@
+//! The coordinator's spans: runs, waits, attempts, deployments, terms.
+//!
+//! They are made from what was committed, when it has ended. Every process derives the same ids, so
+//! a worker's spans are part of an attempt that is told later, and a leader that ends a run which an
+//! earlier one had led tells again what that one may not have got out: at least once, and the same.
+
+mod spans;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+
+use emberline_common::{
+    ids::RunId, run_view::RunSummary, telemetry::Telemetry, time::Timestamp, trace::RunTrace,
+};
+
+pub use spans::Spans;
+
+use crate::{
+    engine::api::ArchivedRun,
+    runtime::{
+        Runtime,
+        observer::{Observed, Observing},
+    },
+};
+
+/// Tells the spans of one term.
+pub(crate) struct Tracer {
+    telemetry: Telemetry,
+    spans: Spans,
+    runtime: Runtime,
+    /// When the term began: what ended before may not have got out.
+    since: Timestamp,
+    live: HashMap<RunId, Live>,
+}
+
+/// A run that has not ended.
+struct Live {
+    summary: std::sync::Arc<RunSummary>,
+    sampled: bool,
+    /// Whether something of it may not have been seen here.
+    gaps: bool,
+}
+
+impl Tracer {
+    pub(crate) fn new(
+        telemetry: Telemetry,
+        spans: Spans,
+        runtime: Runtime,
+        since: Timestamp,
+    ) -> Self {
+        Self {
+            telemetry,
+            spans,
+            runtime,
+            since,
+            live: HashMap::new(),
+        }
+    }
+
+    /// Until the term is over.
+    pub(crate) async fn run(mut self, mut observing: Observing) {
+        while let Some(batch) = observing.next().await {
+            if observing.missed() > 0 {
+                for run in self.live.values_mut() {
+                    run.gaps = true;
+                }
+            }
+            for observed in batch.iter() {
+                self.observe(observed).await;
+            }
+        }
+    }
+
+    async fn observe(&mut self, observed: &Observed) {
+        match observed {
+            Observed::Run(summary) => {
+                let since = self.since;
+                let sampled = self.telemetry.samples(&summary.trace());
+                let live = self
+                    .live
+                    .entry(summary.run.clone())
+                    .or_insert_with(|| Live {
+                        summary: summary.clone(),
+                        sampled,
+                        gaps: summary.created_at < since,
+                    });
+                live.summary = summary.clone();
+            }
+            Observed::Task(task) => {
+                if let Some(live) = self.live.get(&task.run)
+                    && live.sampled
+                    && task.state.is_final()
+                {
+                    for span in self.spans.task(&live.summary, task) {
+                        self.telemetry.span(span);
+                    }
+                }
+            }
+            Observed::Deployment(deployment) => {
+                // That it has failed is told later, and changes nothing of how it came about.
+                if deployment.failure.is_some() {
+                    return;
+                }
+                let live = self.live.get(&deployment.run);
+                let live = live.filter(|_| deployment.change.is_some());
+                let sampled = match live {
+                    Some(live) => live.sampled,
+                    None => {
+                        let trace = RunTrace::within(deployment.trace, &deployment.run);
+                        self.telemetry.samples(&trace)
+                    }
+                };
+                let root =
+                    live.map(|live| live.summary.trace().root(spans::resumed(&live.summary)));
+                if sampled && let Some(span) = self.spans.deployment(deployment, root) {
+                    self.telemetry.span(span);
+                }
+            }
+            Observed::Ended(archived) => self.ended(archived).await,
+            Observed::Assigned(_) | Observed::Committed { .. } => {}
+        }
+    }
+
+    /// The run's own span, and all of it that may have got lost.
+    async fn ended(&mut self, archived: &ArchivedRun) {
+        let summary = &archived.view.summary;
+        let live = self.live.remove(&summary.run);
+        let sampled = match &live {
+            Some(live) => live.sampled,
+            None => self.telemetry.samples(&summary.trace()),
+        };
+        if !sampled {
+            return;
+        }
+        if live.is_none_or(|live| live.gaps) {
+            let began = spans::resumed(summary);
+            for task in &archived.view.tasks {
+                // What a retry kept is part of the run's earlier span.
+                if task.finished_at.is_some_and(|at| at >= began) {
+                    for span in self.spans.task(summary, task) {
+                        self.telemetry.span(span);
+                    }
+                }
+            }
+            let run = summary.run.clone();
+            let made = self.runtime.read(move |engine| {
+                let own = engine.deployments().rev().filter(|d| d.run == run);
+                own.filter(|d| d.change.is_some())
+                    .take(64)
+                    .cloned()
+                    .collect::<Vec<_>>()
+            });
+            // If nobody leads any more, the next leader tells all of it again.
+            for deployment in made.await.unwrap_or_default() {
+                let root = summary.trace().root(began);
+                if let Some(span) = self.spans.deployment(&deployment, Some(root)) {
+                    self.telemetry.span(span);
+                }
+            }
+        }
+        self.telemetry.span(self.spans.run(summary));
+    }
+}
