@@ -23,6 +23,9 @@ pub struct Arguments {
     /// Log more to standard error (`-v`, `-vv`); `RUST_LOG` gives full control.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
+    /// How log lines are written.
+    #[arg(long, global = true, env = "EMBERLINE_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
     /// Print nothing but errors and what was asked for.
     #[arg(short, long, global = true)]
     pub quiet: bool,
@@ -67,6 +70,15 @@ pub enum Format {
     /// For people.
     Text,
     /// For programs.
+    Json,
+}
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object for each line.
     Json,
 }
 

@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use url::Url;
 
-use crate::exit::Exit;
+use crate::{exit::Exit, telemetry};
 
 /// How long workers may take to be ready.
 const READY_WITHIN: Duration = Duration::from_secs(10);
@@ -123,8 +123,8 @@ impl EmbeddedCluster {
             },
             heartbeat_interval: Duration::from_secs(1),
             advertise: None,
-            telemetry: Default::default(),
-            spans: Default::default(),
+            telemetry: telemetry::get(),
+            spans: telemetry::spans(),
             one_of_many: false,
         };
         let coordinator = Coordinator::start(config, listener).await?;
@@ -166,6 +166,7 @@ impl EmbeddedCluster {
             resources: share(emberline_worker::machine::resources(), number, of),
             labels: BTreeMap::new(),
             state_dir: self.state_dir.join("workers").join(number.to_string()),
+            telemetry: telemetry::get(),
             ..WorkerConfig::default()
         })
     }

@@ -12,6 +12,7 @@ mod local_cluster;
 mod output;
 mod progress;
 mod reopen;
+mod telemetry;
 
 use std::process::ExitCode;
 
@@ -27,14 +28,19 @@ fn main() -> ExitCode {
         args::Command::Coordinator(_) | args::Command::Worker(_)
     );
     let verbose = arguments.verbose.max(u8::from(stays && !arguments.quiet));
-    output::init_tracing(verbose);
+    telemetry::init_logs(verbose, arguments.log_format);
     // One provider for every TLS connection of the process; a second installation changes nothing.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build();
     let outcome = match runtime {
-        Ok(runtime) => runtime.block_on(commands::dispatch(arguments)),
+        Ok(runtime) => runtime.block_on(async {
+            telemetry::start(&arguments.command)?;
+            let outcome = commands::dispatch(arguments).await;
+            telemetry::end().await;
+            outcome
+        }),
         Err(e) => Err(Exit::cluster(format!("cannot start the async runtime: {e}")).into()),
     };
     exit::leave(outcome)

@@ -1,27 +1,11 @@
 //! What people and programs read: tables, JSON, and texts of strangers made harmless.
 
 use std::{
-    io::{self, IsTerminal as _, Write as _},
+    io::{self, Write as _},
     time::Duration,
 };
 
 use serde::Serialize;
-use tracing_subscriber::EnvFilter;
-
-/// Logs go to standard error; quiet unless asked (`-v`, `-vv`, `RUST_LOG`).
-pub fn init_tracing(verbose: u8) {
-    let default = match verbose {
-        0 => "warn",
-        1 => "info,emberline=info,object_store=warn",
-        _ => "info,emberline_coordinator=debug,emberline_worker=debug",
-    };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(colours(io::stderr().is_terminal()))
-        .init();
-}
 
 /// Whether to colour: on a terminal, unless `NO_COLOR` is set.
 pub fn colours(terminal: bool) -> bool {

@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use emberline_common::{artifact::ArtifactStore, ids::WorkerName, resources::Resources};
+use emberline_common::{
+    artifact::ArtifactStore, ids::WorkerName, resources::Resources, telemetry::Telemetry,
+};
 use thiserror::Error;
 
 /// How a worker is set up.
@@ -29,6 +31,8 @@ pub struct WorkerConfig {
     pub stop_grace: Duration,
     /// The object store to use instead of the one that the leader names.
     pub artifacts: Option<ArtifactStore>,
+    /// Where spans, metrics and logs go.
+    pub telemetry: Telemetry,
 }
 
 impl Default for WorkerConfig {
@@ -44,6 +48,7 @@ impl Default for WorkerConfig {
             orphan_grace: Duration::from_secs(600),
             stop_grace: Duration::from_secs(10),
             artifacts: None,
+            telemetry: Telemetry::default(),
         }
     }
 }

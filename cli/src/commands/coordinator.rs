@@ -23,7 +23,7 @@ use tokio::{
 use crate::{
     args::{CoordinatorArguments, EtcdArguments},
     exit::Exit,
-    output,
+    output, telemetry,
 };
 
 /// Assignments of one decision, so that a commit fits into one of etcd's transactions.
@@ -103,8 +103,8 @@ pub async fn coordinator(arguments: CoordinatorArguments, quiet: bool) -> anyhow
         },
         heartbeat_interval: times.heartbeat_interval,
         advertise: arguments.advertise.clone(),
-        telemetry: Default::default(),
-        spans: Default::default(),
+        telemetry: telemetry::get(),
+        spans: telemetry::spans(),
         one_of_many: true,
     };
     let coordinator = Coordinator::start(config, listener)

@@ -16,6 +16,8 @@ mod validate;
 mod worker;
 mod workers;
 
+pub use worker::machine_name;
+
 use clap::CommandFactory as _;
 
 use crate::{

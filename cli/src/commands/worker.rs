@@ -16,7 +16,7 @@ use crate::{
     args::{ClusterArguments, WorkerArguments},
     embedded::all_stages,
     exit::Exit,
-    output,
+    output, telemetry,
 };
 
 /// What `--orphan-grace` may be.
@@ -172,6 +172,7 @@ fn config(cluster: &ClusterArguments, arguments: &WorkerArguments) -> Result<Wor
         state_dir: cluster.state_dir.clone(),
         cache_bytes: cluster.cache_size.0,
         orphan_grace: orphan_grace.0,
+        telemetry: telemetry::get(),
         ..WorkerConfig::default()
     })
 }
