@@ -152,7 +152,12 @@ impl Coordinator {
                 fits?;
             }
         }
-        let role = Role::new(Arc::clone(&store), &candidate.address).await;
+        let role = Role::new(
+            Arc::clone(&store),
+            &candidate.address,
+            config.telemetry.clone(),
+        )
+        .await;
         let serving = server::serve(role.clone(), listener, tasks.stopping().clone());
         tasks.spawn("server", serving);
         if config.one_of_many {

@@ -12,6 +12,7 @@ pub mod gc;
 mod high_water;
 mod holds;
 mod lookup;
+mod metrics;
 mod run_id;
 pub mod runtime;
 mod services;

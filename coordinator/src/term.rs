@@ -27,6 +27,7 @@ use crate::{
     high_water,
     holds::Holds,
     lookup::Lookup,
+    metrics::Metrics,
     run_id::RunIds,
     runtime::{
         Runtime,
@@ -92,8 +93,11 @@ impl Term {
         let mut observers = Observers::default();
         let mut limits = config.engine.clone();
         let traced = telemetry.traces().then(|| observers.add());
+        let measured = telemetry.measures().then(|| observers.add());
         if traced.is_some() {
             limits.observe = limits.observe.max(Observe::Ends);
+        } else if measured.is_some() {
+            limits.observe = limits.observe.max(Observe::Exceptions);
         }
         let number = records.len();
         let (engine, first) =
@@ -143,6 +147,13 @@ impl Term {
             let tracer = Tracer::new(telemetry, spans, runtime.clone(), since);
             tasks.spawn("traces", async move {
                 tracer.run(traced).await;
+                Ok(())
+            });
+        }
+        if let Some(measured) = measured {
+            let metrics = Metrics::new(&telemetry.meter(), runtime.clone());
+            tasks.spawn("metrics", async move {
+                metrics.run(measured).await;
                 Ok(())
             });
         }

@@ -132,13 +132,8 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for LogLayer {
             return;
         };
         let target = event.metadata().target();
-        let own = |name: &&str| {
-            target
-                .split("::")
-                .next()
-                .is_some_and(|first| first.starts_with(name))
-        };
-        if OWN.iter().any(|name| own(name)) {
+        let origin = target.split("::").next().unwrap_or(target);
+        if OWN.into_iter().any(|name| origin.starts_with(name)) {
             return;
         }
         telemetry.log_record(|logger: &SdkLogger| {

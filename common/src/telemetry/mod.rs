@@ -219,6 +219,12 @@ impl Telemetry {
         }
     }
 
+    /// Whether metrics are gathered at all.
+    #[must_use]
+    pub fn measures(&self) -> bool {
+        self.0.as_ref().is_some_and(|inner| inner.meters.is_some())
+    }
+
     /// What instruments of metrics are made of, under the scope `emberline`. Without telemetry its
     /// instruments do nothing.
     #[must_use]

@@ -384,6 +384,8 @@ pub enum Observe {
     /// Nothing of runs and tasks.
     #[default]
     Nothing,
+    /// New states of runs, and ends of tasks but for those that simply succeeded.
+    Exceptions,
     /// New states of runs, and ends of tasks.
     Ends,
     /// Also that attempts were assigned.

@@ -444,6 +444,11 @@ impl Engine {
             }
             let observed = match observe {
                 Observe::Nothing => false,
+                Observe::Exceptions => {
+                    let simple = state == TaskState::Succeeded;
+                    let again = || (task.record.as_ref()).is_some_and(|r| !r.earlier.is_empty());
+                    state.is_final() && (!simple || again())
+                }
                 Observe::Ends => state.is_final(),
                 Observe::Starts => state.is_final() || state == TaskState::Running,
             };

@@ -7,6 +7,7 @@ pub(crate) mod artifacts;
 pub(crate) mod cluster;
 mod connections;
 pub(crate) mod deployments;
+mod http_pages;
 mod logs;
 pub(crate) mod models;
 pub(crate) mod role;

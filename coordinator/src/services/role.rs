@@ -7,6 +7,7 @@ use std::{
     task::{Context as Poller, Poll},
 };
 
+use emberline_common::telemetry::Telemetry;
 use emberline_proto::v1::{
     artifact_service_server, cluster_service_server, deployment_service_server,
     model_service_server, run_service_server, worker_service_server,
@@ -18,7 +19,7 @@ use tonic::{body::Body, service::Routes};
 use tonic_health::{ServingStatus, pb::health_server::HealthServer, server::HealthReporter};
 use tower_service::Service;
 
-use super::status;
+use super::{http_pages, status};
 use crate::store::StateStore;
 
 /// The services that only a leader answers.
@@ -41,11 +42,16 @@ pub(crate) struct Role {
     health: HealthReporter,
     /// Answered whoever leads.
     always: Routes,
+    telemetry: Telemetry,
 }
 
 impl Role {
     /// A follower.
-    pub(crate) async fn new(store: Arc<dyn StateStore>, address: &str) -> Self {
+    pub(crate) async fn new(
+        store: Arc<dyn StateStore>,
+        address: &str,
+        telemetry: Telemetry,
+    ) -> Self {
         let (health, service) = tonic_health::server::health_reporter();
         health.set_service_status("", ServingStatus::Serving).await;
         let role = Self {
@@ -54,6 +60,7 @@ impl Role {
             address: address.into(),
             health,
             always: always(service),
+            telemetry,
         };
         role.say(ServingStatus::NotServing).await;
         role
@@ -130,6 +137,10 @@ impl Service<Request<Body>> for Role {
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let path = request.uri().path();
+        if path == http_pages::METRICS {
+            let answer = http_pages::metrics(&self.telemetry, request.method());
+            return Box::pin(std::future::ready(Ok(answer)));
+        }
         let service = path.trim_start_matches('/').split('/').next();
         let mut routes = if service.is_some_and(|service| LED.contains(&service)) {
             let term = self.term.borrow().clone();

@@ -91,6 +91,8 @@ pub(crate) async fn serve(
         }
     };
     let server = Server::builder()
+        // Prometheus asks for `/metrics` so.
+        .accept_http1(true)
         .max_concurrent_streams(MAX_STREAMS)
         .http2_max_header_list_size(MAX_HEADER_BYTES)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)

@@ -15,6 +15,7 @@ use emberline_common::{
 };
 
 pub use spans::Spans;
+pub(crate) use spans::run_result;
 
 use crate::{
     engine::api::ArchivedRun,

@@ -307,7 +307,7 @@ fn fail(span: &mut Span, failure: &Failure) {
 }
 
 /// What the conventions call the end of a run.
-fn run_result(run: &RunSummary) -> &'static str {
+pub(crate) fn run_result(run: &RunSummary) -> &'static str {
     match (run.state, &run.failure) {
         (RunState::Succeeded, _) => "success",
         (RunState::Cancelled, _) | (_, None) => "cancellation",
