@@ -87,6 +87,8 @@ pub enum LogFormat {
 pub enum Command {
     /// Run a pipeline and follow it to its end.
     Run(RunArguments),
+    /// Submit a pipeline and leave; needs a cluster that stays up (`emberline dev` or `--server`).
+    Submit(LeaveArguments),
     /// Check a pipeline file; every mistake is told at once.
     Validate {
         /// The pipeline file.
@@ -106,6 +108,13 @@ pub enum Command {
     /// List and show registered models.
     #[command(subcommand)]
     Models(ModelsCommand),
+    /// List and show deployments, and mark them as failed.
+    #[command(subcommand)]
+    Deployments(DeploymentsCommand),
+    /// Make live again what was live before.
+    Rollback(RollbackArguments),
+    /// Say what is live where.
+    Environments,
     /// Show the cluster's leader, workers and queue.
     #[command(subcommand)]
     Cluster(ClusterCommand),
@@ -167,12 +176,53 @@ pub struct SubmitArguments {
     pub priority: Option<i32>,
 }
 
+/// What a run is started for. The Git work tree that the pipeline file lives in says the rest.
+#[derive(Debug, Args)]
+pub struct CauseArguments {
+    /// What starts it.
+    #[arg(long, env = "EMBERLINE_TRIGGER", value_enum, default_value_t = Trigger::Manual)]
+    pub trigger: Trigger,
+    /// The number of the pull request.
+    #[arg(long, env = "EMBERLINE_CHANGE_ID", value_name = "ID")]
+    pub change_id: Option<String>,
+    /// The failed deployment that it is to repair, e.g. `d17`: then what it deploys counts as unplanned.
+    #[arg(long, value_name = "DEPLOYMENT")]
+    pub repairs: Option<String>,
+}
+
+/// What starts a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Trigger {
+    /// A person.
+    Manual,
+    /// The clock.
+    Schedule,
+    /// New data.
+    Data,
+    /// A commit.
+    Commit,
+}
+
+/// What to submit, to leave it then.
+#[derive(Debug, Args)]
+pub struct LeaveArguments {
+    /// What to submit.
+    #[command(flatten)]
+    pub submit: SubmitArguments,
+    /// What for.
+    #[command(flatten)]
+    pub cause: CauseArguments,
+}
+
 /// What to run.
 #[derive(Debug, Args)]
 pub struct RunArguments {
     /// What to submit.
     #[command(flatten)]
     pub submit: SubmitArguments,
+    /// What for.
+    #[command(flatten)]
+    pub cause: CauseArguments,
     /// Follow this run, which an earlier process began, instead of submitting a new one.
     #[arg(long, value_name = "RUN")]
     pub resume: Option<String>,
@@ -278,6 +328,58 @@ pub enum ModelsCommand {
         /// The model's name.
         model: String,
     },
+}
+
+/// What to do with deployments.
+#[derive(Debug, Subcommand)]
+pub enum DeploymentsCommand {
+    /// List deployments, newest first.
+    List {
+        /// Only those of this pipeline.
+        #[arg(long)]
+        pipeline: Option<String>,
+        /// Only those in this environment.
+        #[arg(long)]
+        environment: Option<String>,
+        /// Only those of this model.
+        #[arg(long)]
+        model: Option<String>,
+        /// At most this many.
+        #[arg(long, default_value_t = 20)]
+        limit: u32,
+    },
+    /// Show a deployment with the changes that it carries.
+    Show {
+        /// Its id, e.g. `d17`.
+        deployment: String,
+    },
+    /// Say that a deployment has failed, for the metrics of delivery. What is live stays live.
+    MarkFailed {
+        /// Its id, e.g. `d17`.
+        deployment: String,
+        /// Why, for the record.
+        #[arg(long)]
+        why: String,
+        /// Since when it did harm, as an RFC 3339 time; by default since it was live.
+        #[arg(long, value_name = "TIME")]
+        since: Option<String>,
+    },
+}
+
+/// What to roll back.
+#[derive(Debug, Args)]
+pub struct RollbackArguments {
+    /// The environment, e.g. `production`.
+    pub environment: String,
+    /// The model; needed where several are live.
+    #[arg(long)]
+    pub model: Option<String>,
+    /// Why, for the record.
+    #[arg(long)]
+    pub why: String,
+    /// Only if this deployment is what is live.
+    #[arg(long, value_name = "DEPLOYMENT")]
+    pub expected: Option<String>,
 }
 
 /// What to do to a cluster.

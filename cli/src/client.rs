@@ -7,7 +7,8 @@ use std::{
 
 use emberline_proto::v1::{
     GetClusterStatusRequest, artifact_service_client::ArtifactServiceClient,
-    cluster_service_client::ClusterServiceClient, model_service_client::ModelServiceClient,
+    cluster_service_client::ClusterServiceClient,
+    deployment_service_client::DeploymentServiceClient, model_service_client::ModelServiceClient,
     run_service_client::RunServiceClient,
 };
 
@@ -120,6 +121,11 @@ impl Cluster {
     /// Models.
     pub fn models(&self) -> ModelServiceClient<LeaderChannel> {
         ModelServiceClient::new(self.channel.clone())
+    }
+
+    /// Deployments and environments.
+    pub fn deployments(&self) -> DeploymentServiceClient<LeaderChannel> {
+        DeploymentServiceClient::new(self.channel.clone()).max_decoding_message_size(64 << 20)
     }
 
     /// The cluster itself.

@@ -7,6 +7,7 @@ mod commands;
 mod embedded;
 mod exit;
 mod fetch;
+mod git;
 mod leader_channel;
 mod local_cluster;
 mod output;

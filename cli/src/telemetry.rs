@@ -13,7 +13,7 @@ use tracing_subscriber::{
 };
 
 use crate::{
-    args::{Command, LogFormat},
+    args::{Command, LogFormat, RunsCommand},
     exit::Exit,
     output::colours,
 };
@@ -50,7 +50,9 @@ pub fn start(command: &Command) -> Result<(), Exit> {
     let service = match command {
         Command::Coordinator(_) => "emberline-coordinator",
         Command::Worker(_) => "emberline-worker",
-        Command::Run(_) | Command::Dev { .. } => "emberline",
+        // Those of which the embedded cluster may do something for others to see.
+        Command::Run(_) | Command::Dev { .. } | Command::Rollback(_) => "emberline",
+        Command::Runs(RunsCommand::Retry { .. } | RunsCommand::Watch { .. }) => "emberline",
         _ => return Ok(()),
     };
     let instance = match command {

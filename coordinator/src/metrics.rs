@@ -177,15 +177,17 @@ impl Metrics {
         let ended = run.finished_at.unwrap_or(begun);
         let mut phases = vec![("pending", begun, started.unwrap_or(ended))];
         phases.extend(started.map(|started| ("executing", started, ended)));
-        let result = run_result(run);
-        for (phase, from, to) in phases {
+        let last = phases.len() - 1;
+        for (number, (phase, from, to)) in phases.into_iter().enumerate() {
             let mut attributes = vec![
                 KeyValue::new("cicd.pipeline.name", pipeline.clone()),
                 KeyValue::new("cicd.pipeline.run.state", phase),
-                KeyValue::new("cicd.pipeline.result", result),
             ];
-            if let Some(failure) = &run.failure {
-                attributes.push(KeyValue::new("error.type", failure.reason.as_str()));
+            // By the conventions a result belongs to the state in which it came out.
+            if number == last {
+                attributes.push(KeyValue::new("cicd.pipeline.result", run_result(run)));
+                let failed = run.failure.as_ref();
+                attributes.extend(failed.map(|f| KeyValue::new("error.type", f.reason.as_str())));
             }
             let took = to.since(from).as_secs_f64();
             self.instruments.duration.record(took, &attributes);

@@ -2,16 +2,20 @@
 
 mod artifacts;
 mod bench;
+mod change;
 mod chaos;
 mod cluster;
 mod coordinator;
+mod deployments;
 mod dev;
 mod doctor;
 mod init;
 mod models;
+mod rollback;
 mod run;
 mod runs;
 mod submission;
+mod tell;
 mod validate;
 mod worker;
 mod workers;
@@ -36,11 +40,17 @@ pub async fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
     } = arguments;
     match command {
         Command::Run(run) => run::run(&cluster, &run, quiet, format).await,
+        Command::Submit(submit) => run::submit(&cluster, &submit, format).await,
         Command::Validate { file, params } => validate::validate(&file, &params, quiet, format),
         Command::Plan(submit) => validate::plan(&cluster, &submit, format).await,
         Command::Runs(command) => runs::runs(&cluster, command, quiet, format).await,
         Command::Artifacts(command) => artifacts::artifacts(&cluster, command, quiet, format).await,
         Command::Models(command) => models::models(&cluster, command, format).await,
+        Command::Deployments(command) => {
+            deployments::deployments(&cluster, command, quiet, format).await
+        }
+        Command::Rollback(what) => rollback::rollback(&cluster, what, quiet, format).await,
+        Command::Environments => rollback::environments(&cluster, format).await,
         Command::Cluster(command) => cluster::cluster(&cluster, &command, format).await,
         Command::Workers(command) => workers::workers(&cluster, command, quiet, format).await,
         Command::Coordinator(how) => coordinator::coordinator(*how, quiet).await,

@@ -10,7 +10,11 @@ use prost_types::Timestamp;
 use serde_json::{Value, json};
 use tonic::{Code, Status};
 
-use super::run::{follow, tell};
+use super::{
+    deployments::{change_json, describe},
+    run::follow,
+    tell::tell,
+};
 use crate::{
     args::{ClusterArguments, Format, RunsCommand},
     client::Cluster,
@@ -173,6 +177,14 @@ async fn show(cluster: &Cluster, run: String, format: Format) -> anyhow::Result<
         ))?;
     }
     output::line(format!("params    {}", clean(&summary.params_json)))?;
+    output::line(format!("trigger   {}", clean(&summary.trigger)))?;
+    if let Some(change) = &summary.change {
+        output::line(format!("change    {}", describe(change)))?;
+    }
+    if !summary.repairs.is_empty() {
+        output::line(format!("repairs   {}", clean(&summary.repairs)))?;
+    }
+    output::line(format!("trace     {}", trace_link(&summary.trace_id)))?;
     for (name, at) in [
         ("created", &summary.created_at),
         ("started", &summary.started_at),
@@ -184,10 +196,50 @@ async fn show(cluster: &Cluster, run: String, format: Format) -> anyhow::Result<
     }
     output::line("")?;
     let rows: Vec<Vec<String>> = run.tasks.iter().map(task_row).collect();
-    Ok(output::table(
+    output::table(
         &["TASK", "KIND", "STATE", "ATTEMPT", "WORKER", "TOOK", "WHY"],
         &rows,
-    )?)
+    )?;
+    let earlier = run.tasks.iter().flat_map(earlier_rows);
+    let earlier: Vec<Vec<String>> = earlier.collect();
+    if earlier.is_empty() {
+        return Ok(());
+    }
+    output::line("\nearlier attempts")?;
+    let head = ["TASK", "ATTEMPT", "WORKER", "STARTED", "TOOK", "WHY"];
+    Ok(output::table(&head, &earlier)?)
+}
+
+fn earlier_rows(task: &TaskView) -> impl Iterator<Item = Vec<String>> {
+    task.earlier.iter().map(|past| {
+        let took = match (&past.started_at, &past.finished_at) {
+            (Some(a), Some(b)) => duration(between(a, b)),
+            _ => String::new(),
+        };
+        vec![
+            task.task.clone(),
+            past.attempt.to_string(),
+            past.worker.clone(),
+            past.started_at.as_ref().map(time).unwrap_or_default(),
+            took,
+            reason_name(past.reason()).to_owned(),
+        ]
+    })
+}
+
+/// Where a trace can be looked at, if `EMBERLINE_TRACE_URL` says so: with `{trace_id}` in it.
+pub fn trace_template() -> Option<String> {
+    let template = std::env::var("EMBERLINE_TRACE_URL").ok();
+    template.filter(|template| template.contains("{trace_id}"))
+}
+
+/// A trace's id, with where to look at it.
+pub fn trace_link(trace: &str) -> String {
+    let id = clean(trace);
+    match trace_template() {
+        Some(template) => format!("{id}  {}", clean(&template.replace("{trace_id}", trace))),
+        None => id,
+    }
 }
 
 fn task_row(task: &TaskView) -> Vec<String> {
@@ -404,6 +456,10 @@ pub fn summary_json(run: &RunSummary) -> Value {
         "tasks_done": run.tasks_done,
         "tasks_cached": run.tasks_cached,
         "trigger": run.trigger,
+        "change": run.change.as_ref().map(change_json),
+        "repairs": run.repairs,
+        "trace_id": run.trace_id,
+        "trace_url": trace_template().map(|t| t.replace("{trace_id}", &run.trace_id)),
     })
 }
 
@@ -427,6 +483,13 @@ pub fn run_json(run: &GetRunResponse) -> Value {
             "ready_at": t.ready_at.as_ref().map(time),
             "started_at": t.started_at.as_ref().map(time),
             "finished_at": t.finished_at.as_ref().map(time),
+            "earlier": t.earlier.iter().map(|p| json!({
+                "attempt": p.attempt,
+                "worker": p.worker,
+                "reason": reason_name(p.reason()),
+                "started_at": p.started_at.as_ref().map(time),
+                "finished_at": p.finished_at.as_ref().map(time),
+            })).collect::<Vec<_>>(),
             "cached_from_run": t.cached_from_run,
             "timing": t.timing.as_ref().map(|t| json!({"fetch_micros": t.fetch_micros, "stage_micros": t.stage_micros, "store_micros": t.store_micros})),
         })

@@ -93,7 +93,8 @@ fn parse_params(given: &[String]) -> anyhow::Result<Map<String, Value>> {
     Ok(out)
 }
 
-/// Sends the files that travel with the pipeline, and makes the request.
+/// Sends the files that travel with the pipeline, and makes the request; what the run is started
+/// for is not in it yet.
 ///
 /// # Errors
 /// An [`Exit`] for a file that cannot be read; what the coordinator says.
