@@ -294,15 +294,29 @@ impl Engine {
                 live.deployment
             )));
         }
-        let mut before =
-            self.deployments.values().rev().filter(|d| {
-                d.id < live.deployment && d.environment == environment && d.model == model
+        let here: Vec<_> = (self.deployments.values())
+            .filter(|d| (&d.environment, &d.model) == (&environment, &model))
+            .collect();
+        // A version is as bad as its worst time here. What was gone back from once is no way out;
+        // what only was said to be bad is one if there is nothing better: who asks knows why.
+        let harm = |version: u32| {
+            let failures = here.iter().filter(|d| d.version == version);
+            let harm = failures.map(|d| match d.failure.as_ref().map(|f| f.cause) {
+                None => 0,
+                Some(FailureCause::Marked | FailureCause::Incident) => 1,
+                Some(_) => 2,
             });
-        let good = before.find(|d| {
-            d.outcome == DeploymentOutcome::Live && d.failure.is_none() && d.version != live.version
+            harm.max().unwrap_or(0)
+        };
+        let before = here.iter().rev().filter(|d| {
+            d.id < live.deployment
+                && d.outcome == DeploymentOutcome::Live
+                && d.version != live.version
         });
-        let (Some(good), Some(bad)) = (good.cloned(), self.deployments.get(&live.deployment))
-        else {
+        let ways: Vec<_> = before.map(|d| (harm(d.version), Arc::clone(d))).collect();
+        let way = |worst| ways.iter().find(|(harm, _)| *harm <= worst);
+        let good = way(0).or_else(|| way(1)).map(|(_, d)| Arc::clone(d));
+        let (Some(good), Some(bad)) = (good, self.deployments.get(&live.deployment)) else {
             return Err(Refusal::WrongDeployment(format!(
                 "there is no good version of `{model}` to go back to in `{environment}`"
             )));
