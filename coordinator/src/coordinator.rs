@@ -335,7 +335,7 @@ impl Terms {
             }
             () = &mut over => return End::Over,
         };
-        let term = match begun {
+        let mut term = match begun {
             Ok(term) => term,
             Err(e) => {
                 // The reason at hand says more than a failed farewell would.

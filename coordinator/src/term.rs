@@ -54,7 +54,8 @@ const END_WITHIN: Duration = Duration::from_secs(5);
 /// A term that this coordinator leads.
 pub(crate) struct Term {
     epoch: Epoch,
-    tenure: Tenure,
+    /// Until its end is noted.
+    tenure: Option<Tenure>,
     runtime: Runtime,
     routes: Routes,
     tasks: Tasks,
@@ -200,7 +201,7 @@ impl Term {
         };
         Ok(Self {
             epoch,
-            tenure,
+            tenure: Some(tenure),
             runtime,
             routes: server::routes(&Arc::new(context)),
             tasks,
@@ -227,27 +228,29 @@ impl Term {
     }
 
     /// Commits what was decided and lets nothing more be decided. Open streams are told.
-    pub(crate) async fn stop_deciding(&self) {
+    pub(crate) async fn stop_deciding(&mut self) {
         self.tasks.stopping().cancel();
         // It ends with its last commit, which ends with the term at the latest.
         self.decided.cancelled().await;
+        // As long as the store takes what this leader writes.
+        if let Some(tenure) = self.tenure.take() {
+            tenure.end().await;
+        }
     }
 
     /// Waits until all of it has ended.
     ///
     /// # Errors
     /// Why it had failed before, or that something does not end.
-    pub(crate) async fn end(self) -> Result<(), CoordinatorError> {
+    pub(crate) async fn end(mut self) -> Result<(), CoordinatorError> {
         self.stop_deciding().await;
         let Self {
             tasks,
             routes,
             runtime,
             epoch,
-            tenure,
             ..
         } = self;
-        tenure.end().await;
         // They hold what the last tasks wait for.
         drop((routes, runtime));
         let ended = tasks.join(END_WITHIN).await;
