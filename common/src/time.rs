@@ -34,6 +34,14 @@ impl Timestamp {
         u64::try_from(at.as_microsecond()).ok().map(Self)
     }
 
+    /// RFC 3339 in UTC, to the microsecond: [`Self::parse`] reads the same time from it.
+    #[must_use]
+    pub fn exact(self) -> String {
+        let at = i64::try_from(self.0).ok();
+        let at = at.and_then(|micros| jiff::Timestamp::from_microsecond(micros).ok());
+        at.map_or_else(|| self.to_string(), |at| format!("{at:.6}"))
+    }
+
     /// What the wall clock says now. Not for the engine: it is handed its time.
     #[must_use]
     pub fn now() -> Self {

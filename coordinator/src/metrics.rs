@@ -10,6 +10,7 @@ use emberline_common::{
     failure::Reason,
     ids::RunId,
     run_view::{RunState, RunSummary, TaskState, TaskView},
+    telemetry::cache_hits,
 };
 use opentelemetry::{
     KeyValue,
@@ -95,11 +96,7 @@ impl Instruments {
                 .with_unit("{task}")
                 .with_description("Tasks that wait for a worker")
                 .build(),
-            hits: meter
-                .u64_counter("emberline.cache.hits")
-                .with_unit("{hit}")
-                .with_description("What was reused instead of made or fetched")
-                .build(),
+            hits: cache_hits(meter),
         }
     }
 }

@@ -27,12 +27,16 @@ use tokio::{
     time::{Instant, Sleep, sleep, sleep_until},
 };
 
+use crate::telemetry::current;
+
 /// The longest that a server's `Retry-After` is obeyed at once; it may say it again.
 const LONGEST_QUIET: Duration = Duration::from_secs(15);
 /// What is sent may take this much longer, for each MiB of it.
 const FOR_EACH_MIB: Duration = Duration::from_secs(4);
 /// How often trouble is logged while it lasts.
 const TELL_EVERY: Duration = Duration::from_secs(10);
+/// The header of W3C Trace Context.
+const TRACEPARENT: &str = "traceparent";
 /// No difference between the clocks is known yet.
 const UNKNOWN: i64 = i64::MIN;
 
@@ -169,7 +173,13 @@ struct Patient {
 }
 
 impl Patient {
-    async fn send(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+    async fn send(&self, mut request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        // It was signed without it, as it is allowed for what a proxy on the way might add.
+        if let Some(context) = current()
+            && let Ok(value) = context.to_string().parse()
+        {
+            request.headers_mut().insert(TRACEPARENT, value);
+        }
         let quiet_until = *self.traffic.quiet.borrow();
         sleep_until(quiet_until).await;
         let within = if matches!(request.method().as_str(), "GET" | "HEAD") {

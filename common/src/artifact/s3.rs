@@ -69,6 +69,16 @@ impl Environment {
         ENDPOINTS.iter().find_map(|name| self.get(name))
     }
 
+    /// The host that is asked, without a port.
+    pub(super) fn address(&self) -> String {
+        let endpoint = self.endpoint().and_then(|e| url::Url::parse(e).ok());
+        if let Some(host) = endpoint.as_ref().and_then(url::Url::host_str) {
+            return host.trim_matches(['[', ']']).to_owned();
+        }
+        let region = self.get("AWS_REGION").or(self.get("AWS_DEFAULT_REGION"));
+        format!("s3.{}.amazonaws.com", region.unwrap_or("us-east-1"))
+    }
+
     /// Finds what cannot be meant, before anything is sent.
     fn check(&self) -> Result<(), String> {
         if let Some((name, endpoint)) = ENDPOINTS.iter().find_map(|n| Some((n, self.get(n)?))) {

@@ -48,6 +48,8 @@ pub struct ArtifactStore {
     pub(super) store: Arc<dyn ObjectStore>,
     logs: Arc<dyn ObjectStore>,
     pub(super) url: Arc<str>,
+    /// The machine that it is on.
+    address: Arc<str>,
     /// Names for uploads that do not know their digest yet; unique within the process.
     uploads: Arc<AtomicU64>,
     pub(super) patience: Patience,
@@ -96,6 +98,7 @@ impl ArtifactStore {
         }
         let mut logs: Option<Arc<dyn ObjectStore>> = None;
         let mut s3 = None;
+        let mut address = "localhost".to_owned();
         let store: Arc<dyn ObjectStore> = match parsed.scheme() {
             "file" => {
                 let dir = parsed
@@ -118,6 +121,7 @@ impl ArtifactStore {
                 // No correctness rests on conditional writes, and some servers answer them wrongly.
                 let bucket = open_bucket(url, &environment, patience, S3ConditionalPut::Disabled)
                     .map_err(fail)?;
+                address = environment.address();
                 s3 = Some(Arc::new(environment));
                 Arc::new(PrefixStore::new(bucket.store, prefix_of(&parsed)))
             }
@@ -132,6 +136,7 @@ impl ArtifactStore {
             logs: logs.unwrap_or_else(|| Arc::clone(&store)),
             store,
             url: url.into(),
+            address: address.into(),
             uploads: Arc::default(),
             patience,
             s3,
@@ -143,6 +148,12 @@ impl ArtifactStore {
     #[must_use]
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// The host that it is on, without a port; `localhost` if it is on this one.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.address
     }
 
     /// The store below, for writing logs and metrics. What is put there outlives the process, but in a
@@ -337,7 +348,8 @@ impl ArtifactStore {
         Ok((digest, bytes))
     }
 
-    /// Stores a file whose digest and size are known, as [`Self::put_file`] does.
+    /// Stores a file whose digest and size are known, as [`Self::put_file`] does. Says whether it had to
+    /// be sent: not if it was there already.
     ///
     /// # Errors
     /// As [`Self::put_file`].
@@ -346,9 +358,9 @@ impl ArtifactStore {
         path: &FilePath,
         digest: Digest,
         bytes: u64,
-    ) -> Result<(), ArtifactError> {
+    ) -> Result<bool, ArtifactError> {
         if self.has_whole(&digest, bytes).await {
-            return Ok(());
+            return Ok(false);
         }
         let mut file = tokio::fs::File::open(path)
             .await
@@ -365,7 +377,7 @@ impl ArtifactStore {
             }
             writer.write(piece.freeze()).await?;
         }
-        writer.finish(Some(digest)).await.map(drop)
+        writer.finish(Some(digest)).await.map(|_| true)
     }
 
     pub(super) fn next_number(&self) -> u64 {

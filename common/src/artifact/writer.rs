@@ -3,14 +3,21 @@
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use object_store::{ObjectStoreExt, WriteMultipart, path::Path};
+use futures::future::BoxFuture;
+use object_store::{
+    MultipartUpload, ObjectStoreExt, PutPayload, PutResult, UploadPart, WriteMultipart, path::Path,
+};
 use sha2::Digest as _;
 
 use super::{
     ArtifactError, ArtifactStore,
     store::{PART_BYTES, PARTS_AT_ONCE},
 };
-use crate::ids::Digest;
+use crate::{
+    ids::Digest,
+    telemetry::{current, within},
+    trace::TraceContext,
+};
 
 /// S3 takes 10,000 parts.
 const MOST_PARTS: u64 = 9_000;
@@ -75,6 +82,10 @@ impl BlobWriter {
         if self.buffer.len() > self.part_bytes {
             let multipart = self.store.store.put_multipart(&self.target).await;
             let multipart = multipart.map_err(|e| self.store.failed("begin an upload", e))?;
+            let multipart = Box::new(Traced {
+                upload: multipart,
+                context: current(),
+            });
             let mut upload = WriteMultipart::new_with_chunk_size(multipart, self.part_bytes);
             upload.put(std::mem::take(&mut self.buffer).freeze());
             self.upload = Some(upload);
@@ -134,6 +145,36 @@ impl Drop for BlobWriter {
         {
             runtime.spawn(take_back(upload));
         }
+    }
+}
+
+/// An upload whose parts, which are sent by tasks of their own, are part of the span of whoever began
+/// it.
+#[derive(Debug)]
+struct Traced {
+    upload: Box<dyn MultipartUpload>,
+    context: Option<TraceContext>,
+}
+
+impl MultipartUpload for Traced {
+    fn put_part(&mut self, data: PutPayload) -> UploadPart {
+        Box::pin(within(self.context, self.upload.put_part(data)))
+    }
+
+    fn complete<'a, 'b>(&'a mut self) -> BoxFuture<'b, object_store::Result<PutResult>>
+    where
+        'a: 'b,
+        Self: 'b,
+    {
+        Box::pin(within(self.context, self.upload.complete()))
+    }
+
+    fn abort<'a, 'b>(&'a mut self) -> BoxFuture<'b, object_store::Result<()>>
+    where
+        'a: 'b,
+        Self: 'b,
+    {
+        Box::pin(within(self.context, self.upload.abort()))
     }
 }
 

@@ -33,17 +33,18 @@ const OWN: [&str; 7] = [
     "rustls",
 ];
 
-/// The span of `tracing` in which all is logged that is done for an attempt.
+/// The span of `tracing` in which all is logged that is done for an attempt. No level that lets
+/// anything be logged leaves it out, for then a warning would not say what it belongs to.
 #[must_use]
 pub fn attempt_span(context: Option<&TraceContext>, id: &AttemptId) -> tracing::Span {
     match context {
-        Some(context) => tracing::info_span!(
+        Some(context) => tracing::error_span!(
             "attempt",
             %id,
             trace_id = %context.trace,
             span_id = %context.span,
         ),
-        None => tracing::info_span!("attempt", %id),
+        None => tracing::error_span!("attempt", %id),
     }
 }
 

@@ -4,13 +4,17 @@
 //! for is dropped and counted, and a collector that is down is tried again by a task of its own.
 //! Start with [`Telemetry`]; what the environment may say is in `settings`.
 
+mod current;
 mod logs;
 mod otlp;
 mod outlet;
+mod page;
 mod settings;
 mod span;
 
+pub use current::{current, within};
 pub use logs::{LogLayer, attempt_span};
+pub use page::{METRICS_PATH, metrics_page, text_page};
 pub use settings::{Sampling, WrongVariable};
 pub use span::{Span, SpanEvent, SpanKind};
 
@@ -22,7 +26,7 @@ use std::{
 use opentelemetry::{
     KeyValue,
     logs::LoggerProvider as _,
-    metrics::{Meter, MeterProvider as _},
+    metrics::{Counter, Meter, MeterProvider as _},
 };
 use opentelemetry_sdk::{
     Resource,
@@ -305,4 +309,15 @@ impl Telemetry {
             })
             .build();
     }
+}
+
+/// The counter of what was reused instead of made or fetched. Coordinator and worker feed it, each by
+/// its own value of `emberline.cache`, and in one process it is one.
+#[must_use]
+pub fn cache_hits(meter: &Meter) -> Counter<u64> {
+    meter
+        .u64_counter("emberline.cache.hits")
+        .with_unit("{hit}")
+        .with_description("What was reused instead of made or fetched")
+        .build()
 }
