@@ -505,6 +505,9 @@ pub struct WorkerArguments {
     /// How long running attempts may go on after SIGTERM before they are checkpointed and given back.
     #[arg(long, default_value = "0s")]
     pub drain_timeout: DurationText,
+    /// Serve the worker's metrics there, for Prometheus, under `/metrics`.
+    #[arg(long, env = "EMBERLINE_METRICS_LISTEN", value_name = "HOST:PORT")]
+    pub metrics_listen: Option<String>,
 }
 
 /// What to do with the cluster.

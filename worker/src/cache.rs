@@ -56,9 +56,15 @@ pub(crate) struct Pinned {
     cache: Arc<Cache>,
     digest: Digest,
     path: PathBuf,
+    hit: bool,
 }
 
 impl Pinned {
+    /// Whether it was here already.
+    pub const fn is_hit(&self) -> bool {
+        self.hit
+    }
+
     /// The read-only file.
     pub fn path(&self) -> &Path {
         &self.path
@@ -265,6 +271,7 @@ impl Cache {
             cache: self.clone(),
             digest: *digest,
             path,
+            hit: true,
         })
     }
 
@@ -292,6 +299,7 @@ impl Cache {
             cache: self.clone(),
             digest: *digest,
             path,
+            hit: false,
         }
     }
 

@@ -7,6 +7,8 @@ use bytes::Bytes;
 use emberline_common::{
     artifact::{ArtifactStore, explain},
     ids::{AttemptId, Digest},
+    telemetry::within,
+    trace::TraceContext,
 };
 use object_store::{ObjectStoreExt, PutPayload, path::Path};
 use tokio::runtime::Handle;
@@ -21,6 +23,8 @@ pub(crate) struct ObjectCheckpoints {
     pub store: ArtifactStore,
     pub id: AttemptId,
     pub runtime: Handle,
+    /// The attempt's own span.
+    pub context: Option<TraceContext>,
 }
 
 impl ObjectCheckpoints {
@@ -37,7 +41,7 @@ impl CheckpointStore for ObjectCheckpoints {
         let payload = PutPayload::from_iter([Bytes::from(header), Bytes::copy_from_slice(bytes)]);
         let store = self.store.raw();
         self.runtime
-            .block_on(store.put(&self.key(), payload))
+            .block_on(within(self.context, store.put(&self.key(), payload)))
             .map(|_| ())
             .map_err(|e| {
                 StageError::storage(format!("cannot save the checkpoint: {}", explain(&e)))
@@ -47,9 +51,9 @@ impl CheckpointStore for ObjectCheckpoints {
     fn load(&self) -> Result<Option<Vec<u8>>, StageError> {
         let store = self.store.raw();
         let key = self.key();
-        let read = self
-            .runtime
-            .block_on(async { store.get(&key).await?.bytes().await });
+        let read = self.runtime.block_on(within(self.context, async {
+            store.get(&key).await?.bytes().await
+        }));
         let bytes = match read {
             Ok(bytes) => bytes,
             Err(object_store::Error::NotFound { .. }) => return Ok(None),
@@ -89,6 +93,7 @@ mod tests {
                 attempt: 1,
             },
             runtime: runtime.handle().clone(),
+            context: None,
         };
         assert_eq!(checkpoints.load().unwrap(), None);
         checkpoints.save(b"one").unwrap();

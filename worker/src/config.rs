@@ -33,6 +33,8 @@ pub struct WorkerConfig {
     pub artifacts: Option<ArtifactStore>,
     /// Where spans, metrics and logs go.
     pub telemetry: Telemetry,
+    /// Where Prometheus may take the metrics, as `host:port`; nowhere if it is not said.
+    pub metrics_listen: Option<String>,
 }
 
 impl Default for WorkerConfig {
@@ -49,6 +51,7 @@ impl Default for WorkerConfig {
             stop_grace: Duration::from_secs(10),
             artifacts: None,
             telemetry: Telemetry::default(),
+            metrics_listen: None,
         }
     }
 }
@@ -72,6 +75,14 @@ pub enum WorkerError {
         field: &'static str,
         /// What is wrong with it.
         message: String,
+    },
+    /// The metrics cannot be shown.
+    #[error("the worker's metrics cannot be served on `{listen}`: {source}")]
+    Metrics {
+        /// Where they were to be.
+        listen: String,
+        /// Why not.
+        source: std::io::Error,
     },
     /// The state directory cannot be used.
     #[error("the worker's state directory: cannot {what} `{}`: {source}", path.display())]

@@ -14,14 +14,17 @@ pub mod kinds;
 pub mod machine;
 mod outputs;
 mod runner;
+mod scrape;
 mod search;
 mod session;
 mod sink;
 pub mod stage;
+mod telemetry;
 pub mod testing;
 mod worker;
 
 pub use config::{WorkerConfig, WorkerError};
 pub use kinds::builtin_stages;
 pub use search::LeaderSeen;
+pub use telemetry::{AttemptTelemetry, StageSpan};
 pub use worker::{RunningWorker, Worker, WorkerBuilder};

@@ -23,6 +23,7 @@ use serde_json::{Map, Value};
 use crate::{
     cache::Cache,
     stage::{Produced, ProducedContent, StageError},
+    telemetry::{AttemptTelemetry, Direction, Moved},
 };
 
 /// Outputs on their way into the store at a time.
@@ -35,6 +36,7 @@ const MAX_DEPTH: usize = 64;
 pub(crate) async fn store_all(
     store: &ArtifactStore,
     cache: &Arc<Cache>,
+    telemetry: &AttemptTelemetry,
     produced: Vec<Produced>,
 ) -> Result<Vec<ArtifactRef>, StageError> {
     for (at, one) in produced.iter().enumerate() {
@@ -46,20 +48,35 @@ pub(crate) async fn store_all(
         }
     }
     // Side by side: each wait is mostly for a disk or a server to say that the bytes are safe.
-    let stored = produced.into_iter().map(|one| store_one(store, cache, one));
+    let stored = produced.into_iter().map(|one| async {
+        let name = one.name.clone();
+        let stored = async {
+            let (artifact, hit) = store_one(store, cache, one).await?;
+            let moved = Moved {
+                digest: artifact.manifest,
+                bytes: artifact.bytes,
+                hit,
+            };
+            Ok((artifact, moved))
+        };
+        telemetry
+            .transfer(Direction::Put, &name, store, None, stored)
+            .await
+    });
     stream::iter(stored)
         .buffered(OUTPUTS_AT_A_TIME)
         .try_collect()
         .await
 }
 
+/// The artifact, and whether nothing of it had to be sent.
 async fn store_one(
     store: &ArtifactStore,
     cache: &Arc<Cache>,
     Produced { name, content }: Produced,
-) -> Result<ArtifactRef, StageError> {
+) -> Result<(ArtifactRef, bool), StageError> {
     match content {
-        ProducedContent::Input(artifact) => Ok(ArtifactRef { name, ..artifact }),
+        ProducedContent::Input(artifact) => Ok((ArtifactRef { name, ..artifact }, true)),
         ProducedContent::Directory {
             dir,
             artifact_type,
@@ -67,17 +84,18 @@ async fn store_one(
         } => {
             let what = format!("the output `{name}`");
             let stored = store_directory(store, cache, &what, dir, artifact_type, metadata).await?;
-            let (manifest, bytes) = stored;
-            Ok(ArtifactRef {
+            let (manifest, bytes, hit) = stored;
+            let artifact = ArtifactRef {
                 name,
                 manifest,
                 bytes,
-            })
+            };
+            Ok((artifact, hit))
         }
     }
 }
 
-/// The manifest's digest and the bytes of the files.
+/// The manifest's digest, the bytes of the files, and whether all of them were there already.
 async fn store_directory(
     store: &ArtifactStore,
     cache: &Arc<Cache>,
@@ -85,7 +103,7 @@ async fn store_directory(
     dir: PathBuf,
     artifact_type: ArtifactType,
     metadata: Map<String, Value>,
-) -> Result<(Digest, u64), StageError> {
+) -> Result<(Digest, u64, bool), StageError> {
     let listed = {
         let (dir, what) = (dir.clone(), what.to_owned());
         tokio::task::spawn_blocking(move || {
@@ -116,17 +134,17 @@ async fn store_directory(
         .map(|file| {
             let path = dir.join(&file.path);
             async move {
-                store.put_file_as(&path, file.sha256, file.bytes).await?;
+                let sent = store.put_file_as(&path, file.sha256, file.bytes).await?;
                 cache.keep(&file.sha256, file.bytes, &path).await;
-                Ok::<_, ArtifactError>(())
+                Ok::<_, ArtifactError>(sent)
             }
         })
         .buffer_unordered(FILES_AT_A_TIME)
-        .try_collect::<()>();
+        .try_fold(false, |any, sent| std::future::ready(Ok(any || sent)));
     // Nobody is told of the manifest before both are done.
     let stored = futures::try_join!(store.put_manifest(&manifest), files);
-    let (digest, ()) = stored.map_err(|e| stage_error(what, e))?;
-    Ok((digest, manifest.bytes()))
+    let (digest, sent) = stored.map_err(|e| stage_error(what, e))?;
+    Ok((digest, manifest.bytes(), !sent))
 }
 
 fn stage_error(what: &str, error: ArtifactError) -> StageError {

@@ -14,12 +14,13 @@ use std::{
 };
 
 use emberline_common::{
-    artifact::{ArtifactError, ArtifactStore, check_path},
+    artifact::{ArtifactError, ArtifactStore, Manifest, check_path},
     failure::{Failure, Reason},
     ids::{ArtifactName, AttemptId, Digest, PipelineName, StageKind, TaskName},
     resources::Resources,
     run_view::{ArtifactRef, MAX_RESULTS_BYTES, RunView},
     spec::ArtifactType,
+    telemetry::{attempt_span, within},
     wire::{self, WireError},
 };
 use emberline_proto::v1 as pb;
@@ -30,6 +31,7 @@ use tokio::{
     sync::{oneshot, watch},
 };
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
 
 use crate::{
     board::Board,
@@ -41,6 +43,7 @@ use crate::{
         AttemptSink, Input, LogSource, Stage, StageContext, StageError, StageFile, StageOutput,
         StopReason,
     },
+    telemetry::{AttemptTelemetry, Direction, Instruments, Moved},
 };
 
 /// Input files on their way at a time.
@@ -55,6 +58,7 @@ pub(crate) struct Runner {
     pub stop_grace: Duration,
     pub runtime: Handle,
     pub tasks: TaskTracker,
+    pub instruments: Arc<Instruments>,
 }
 
 /// An assignment whose every field has been checked.
@@ -133,7 +137,17 @@ impl Runner {
         match self.job(id.clone(), message) {
             Ok(job) => {
                 let (this, store) = (self.clone(), store.clone());
-                self.tasks.spawn(this.run(store, job, stop));
+                let telemetry = AttemptTelemetry::new(
+                    self.instruments.clone(),
+                    &id,
+                    job.pipeline.clone(),
+                    &job.traceparent,
+                    stop.clone(),
+                );
+                let context = telemetry.context();
+                let span = attempt_span(context.as_ref(), &id);
+                let run = this.run(store, job, stop, telemetry);
+                self.tasks.spawn(within(context, run).instrument(span));
             }
             Err(error) => {
                 let failure = Failure::new(
@@ -212,6 +226,7 @@ impl Runner {
         store: ArtifactStore,
         job: Job,
         stop: watch::Receiver<Option<StopReason>>,
+        telemetry: AttemptTelemetry,
     ) {
         let id = job.id.clone();
         let timeout = job.timeout;
@@ -224,7 +239,7 @@ impl Runner {
             self.runtime.clone(),
             self.board.clone(),
         ));
-        let attempt = self.attempt(&store, job, stop, &work_dir, sink.clone());
+        let attempt = self.attempt(&store, job, stop, &work_dir, sink.clone(), telemetry);
         let mut attempt = std::pin::pin!(attempt);
         let done = match timeout {
             None => attempt.await,
@@ -240,12 +255,17 @@ impl Runner {
             // What failed may have filled the disk: its log, and the record that it failed, need room.
             remove_work_dir(&work_dir).await;
         }
-        if let Err(error) = &done.result {
-            // The whole text: the state keeps only the beginning.
-            sink.log(
-                LogSource::Stage,
-                &format!("{}: {}", error.reason, error.message),
-            );
+        match &done.result {
+            Ok(_) => tracing::info!("the attempt succeeded"),
+            Err(error) => {
+                // The whole text: the state keeps only the beginning. It may repeat what a command
+                // has printed, which is the attempt's own affair.
+                sink.keep(
+                    LogSource::Stage,
+                    &format!("{}: {}", error.reason, error.message),
+                );
+                tracing::info!(reason = %error.reason, "the attempt failed");
+            }
         }
         sink.finish().await;
         self.board.report(
@@ -267,6 +287,7 @@ impl Runner {
         stop: watch::Receiver<Option<StopReason>>,
         work_dir: &Path,
         sink: Arc<LogSink>,
+        telemetry: AttemptTelemetry,
     ) -> Done {
         let mut done = Done {
             result: Err(StageError::system("the attempt did not begin")),
@@ -275,7 +296,7 @@ impl Runner {
             leftover: None,
         };
         let began = Instant::now();
-        let fetched = until_stopped(&stop, self.fetch(store, &job, work_dir)).await;
+        let fetched = until_stopped(&stop, self.fetch(store, &job, work_dir, &telemetry)).await;
         done.timing.fetch = began.elapsed();
         let (inputs, files, _pins) = match fetched {
             Ok(fetched) => fetched,
@@ -296,11 +317,13 @@ impl Runner {
             resources: job.resources,
             run_view: job.run_view,
             traceparent: job.traceparent,
+            telemetry: telemetry.clone(),
             sink: sink.clone(),
             checkpoints: Arc::new(ObjectCheckpoints {
                 store: store.clone(),
                 id: job.id,
                 runtime: self.runtime.clone(),
+                context: telemetry.context(),
             }),
             stop: stop.clone(),
             runtime: self.runtime.clone(),
@@ -312,10 +335,10 @@ impl Runner {
 
         let began = Instant::now();
         done.result = match result {
-            Ok(output) => until_stopped(&stop, self.success(store, output)).await,
+            Ok(output) => until_stopped(&stop, self.success(store, &telemetry, output)).await,
             Err(mut error) => {
                 let outputs = std::mem::take(&mut error.outputs);
-                match outputs::store_all(store, &self.cache, outputs).await {
+                match outputs::store_all(store, &self.cache, &telemetry, outputs).await {
                     Ok(kept) => done.kept = kept,
                     Err(e) => sink.log(LogSource::Stage, &e.message),
                 }
@@ -329,6 +352,7 @@ impl Runner {
     async fn success(
         &self,
         store: &ArtifactStore,
+        telemetry: &AttemptTelemetry,
         output: StageOutput,
     ) -> Result<Success, StageError> {
         let results = wire::object_text(&output.results);
@@ -340,7 +364,7 @@ impl Runner {
             )));
         }
         Ok(Success {
-            outputs: outputs::store_all(store, &self.cache, output.artifacts).await?,
+            outputs: outputs::store_all(store, &self.cache, telemetry, output.artifacts).await?,
             results,
             registration: output
                 .registration
@@ -358,7 +382,9 @@ impl Runner {
     ) -> (StageResult, Leftover) {
         let (send, mut receive) = oneshot::channel();
         let name = format!("stage {}", ctx.attempt.task);
+        let span = tracing::Span::current();
         let spawned = std::thread::Builder::new().name(name).spawn(move || {
+            let _within = span.entered();
             let result = catch_unwind(AssertUnwindSafe(|| stage.run(&ctx)));
             // Nobody waits any more when the worker is ending.
             let _ = send.send(result.unwrap_or_else(|panic| Err(panicked(&*panic))));
@@ -391,6 +417,7 @@ impl Runner {
         store: &ArtifactStore,
         job: &Job,
         work_dir: &Path,
+        telemetry: &AttemptTelemetry,
     ) -> Result<(Vec<Input>, Vec<StageFile>, Vec<Pinned>), StageError> {
         make_dir(work_dir).await?;
         let mut pins = Vec::new();
@@ -412,24 +439,21 @@ impl Runner {
                 out.source = Some(Box::new(e));
                 out
             };
-            let manifest = self
-                .cache
-                .manifest(store, &artifact.manifest)
-                .await
-                .map_err(failed)?;
+            let fetching = async {
+                let fetched = self.fetch_artifact(store, &artifact.manifest);
+                let (manifest, fetched) = fetched.await.map_err(failed)?;
+                let moved = Moved {
+                    digest: artifact.manifest,
+                    bytes: artifact.bytes,
+                    hit: fetched.iter().all(|(_, pinned)| pinned.is_hit()),
+                };
+                Ok(((manifest, fetched), moved))
+            };
+            let known = Some((artifact.manifest, artifact.bytes));
+            let (manifest, fetched) = telemetry
+                .transfer(Direction::Get, name, store, known, fetching)
+                .await?;
             make_dir(&dir).await?;
-            let fetched: Vec<(PathBuf, Pinned)> = stream::iter(manifest.files)
-                .map(|file| {
-                    let (cache, store) = (self.cache.clone(), store.clone());
-                    async move {
-                        let pinned = cache.get(&store, &file.sha256, file.bytes).await?;
-                        Ok::<_, ArtifactError>((PathBuf::from(file.path), pinned))
-                    }
-                })
-                .buffered(FILES_AT_A_TIME)
-                .try_collect()
-                .await
-                .map_err(failed)?;
             let links: Vec<(PathBuf, PathBuf)> = fetched
                 .iter()
                 .map(|(path, pinned)| (pinned.path().to_path_buf(), dir.join(path)))
@@ -467,6 +491,24 @@ impl Runner {
             pins.push(pinned);
         }
         Ok((inputs, files, pins))
+    }
+
+    /// The manifest of an artifact, and its files in the cache.
+    async fn fetch_artifact(
+        &self,
+        store: &ArtifactStore,
+        digest: &Digest,
+    ) -> Result<(Manifest, Vec<(PathBuf, Pinned)>), ArtifactError> {
+        let manifest = self.cache.manifest(store, digest).await?;
+        let files = stream::iter(manifest.files.clone())
+            .map(|file| async move {
+                let pinned = self.cache.get(store, &file.sha256, file.bytes).await?;
+                Ok::<_, ArtifactError>((PathBuf::from(file.path), pinned))
+            })
+            .buffered(FILES_AT_A_TIME)
+            .try_collect()
+            .await?;
+        Ok((manifest, files))
     }
 }
 

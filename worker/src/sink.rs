@@ -15,10 +15,13 @@ use emberline_common::{
     artifact::{ArtifactStore, explain},
     attempt_log::{ChunkEncoder, LogEntry, LogRecord, LogStream, MetricRecord, chunk_key},
     ids::AttemptId,
+    telemetry::{current, within},
     time::Timestamp,
+    trace::TraceContext,
 };
 use object_store::{ObjectStoreExt, PutPayload};
 use tokio::{runtime::Handle, sync::Notify, task::JoinHandle};
+use tracing::Instrument as _;
 
 use crate::{
     board::Board,
@@ -37,6 +40,8 @@ const WAIT: Duration = Duration::from_millis(200);
 const LINE_BYTES: usize = 16 << 10;
 /// The longest name of a series, and the longest message of progress.
 const NAME_BYTES: usize = 200;
+/// What attempts say, in the process's log.
+const SAID: &str = "emberline_worker::attempt";
 /// Tries to store a chunk, each of which the store itself repeats.
 const TRIES: u32 = 4;
 /// The longest wait for the last chunks when an attempt ends.
@@ -49,6 +54,9 @@ pub(crate) struct LogSink {
     runtime: Handle,
     board: Arc<Board>,
     queue: Arc<Queue>,
+    /// Of `tracing`, and of the trace: what the attempt does is part of them.
+    span: tracing::Span,
+    context: Option<TraceContext>,
 }
 
 #[derive(Default)]
@@ -77,6 +85,7 @@ impl Queue {
 }
 
 impl LogSink {
+    /// For the attempt that the present task works for.
     pub fn new(id: AttemptId, store: ArtifactStore, runtime: Handle, board: Arc<Board>) -> Self {
         Self {
             id,
@@ -84,6 +93,8 @@ impl LogSink {
             runtime,
             board,
             queue: Arc::default(),
+            span: tracing::Span::current(),
+            context: current(),
         }
     }
 
@@ -114,12 +125,22 @@ impl LogSink {
                 log: Stream::new(LogStream::Log),
                 metrics: Stream::new(LogStream::Metrics),
             };
-            state.writer = Some(self.runtime.spawn(writer.run()));
+            // As part of the attempt that it is of, wherever the first record came from.
+            let run = within(self.context, writer.run()).instrument(self.span.clone());
+            state.writer = Some(self.runtime.spawn(run));
         }
         drop(state);
         if wake {
             self.queue.wake.notify_one();
         }
+    }
+
+    /// A line of the attempt's own log, and of no other.
+    pub fn keep(&self, source: LogSource, line: &str) {
+        let text = cut(line, LINE_BYTES);
+        let bytes = text.len() + 64;
+        let at = Timestamp::now();
+        self.push(LogEntry::Line(LogRecord { at, source, text }), bytes);
     }
 
     /// Seals what is left, with the end record. Nothing is taken after this.
@@ -141,10 +162,18 @@ impl LogSink {
 
 impl AttemptSink for LogSink {
     fn log(&self, source: LogSource, line: &str) {
-        let text = cut(line.trim_end_matches(['\r', '\n']), LINE_BYTES);
-        let bytes = text.len() + 64;
-        let at = Timestamp::now();
-        self.push(LogEntry::Line(LogRecord { at, source, text }), bytes);
+        let line = line.trim_end_matches(['\r', '\n']);
+        // The process's own log has what a stage says, too. What a command prints may be a secret and
+        // may be much: it is there only for whoever asks for the finest level.
+        match source {
+            LogSource::Stage => {
+                tracing::info!(target: SAID, parent: &self.span, "{}", Short(line));
+            }
+            LogSource::Stdout | LogSource::Stderr => {
+                tracing::trace!(target: SAID, parent: &self.span, ?source, "{}", Short(line));
+            }
+        }
+        self.keep(source, line);
     }
 
     fn metric(&self, name: &str, step: u64, value: f64) {
@@ -176,6 +205,15 @@ impl AttemptSink for LogSink {
             update.fraction = fraction;
             update.message = message;
         });
+    }
+}
+
+/// A line as it goes into the process's log.
+struct Short<'a>(&'a str);
+
+impl std::fmt::Display for Short<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&cut(self.0, LINE_BYTES))
     }
 }
 

@@ -18,9 +18,12 @@ use emberline_common::{
     resources::Resources,
     run_view::{ArtifactRef, ModelRegistration, Results, RunView},
     spec::ArtifactType,
+    telemetry::within,
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+
+use crate::telemetry::{AttemptTelemetry, StageSpan};
 
 /// A kind of stage.
 pub trait Stage: Send + Sync + 'static {
@@ -264,13 +267,15 @@ pub struct StageContext {
     pub run_view: Option<Arc<RunView>>,
     /// W3C `traceparent` of the attempt; may be empty.
     pub traceparent: String,
+    /// Spans below the attempt's, and figures.
+    pub telemetry: AttemptTelemetry,
     /// Log, metrics, progress.
     pub sink: Arc<dyn AttemptSink>,
     /// The task's checkpoint.
     pub checkpoints: Arc<dyn CheckpointStore>,
     /// Set when it shall stop.
     pub stop: tokio::sync::watch::Receiver<Option<StopReason>>,
-    /// For the few things that are async (HTTP, S3): `runtime.block_on(…)` from the stage's own thread.
+    /// For the few things that are async (HTTP, S3): see [`Self::block_on`].
     pub runtime: tokio::runtime::Handle,
 }
 
@@ -364,6 +369,35 @@ impl StageContext {
                 "given back by its worker",
             )),
         }
+    }
+
+    /// Begins a span for a part of the attempt: what it is, not which one, for that is an attribute.
+    ///
+    /// ```
+    /// # use emberline_worker::testing::TestContext;
+    /// # let ctx = TestContext::builder().build().ctx;
+    /// for fold in 1..=5 {
+    ///     let mut span = ctx.span("fold");
+    ///     span.set("acme.fold", fold);
+    ///     // …
+    ///     span.event("scores", [("acme.loss", 0.5)]);
+    ///     span.end();
+    /// }
+    /// ```
+    pub fn span(&self, name: impl Into<String>) -> StageSpan {
+        self.telemetry.span(name)
+    }
+
+    /// How many samples a training learns from in a second.
+    pub fn samples_per_second(&self, rate: f64) {
+        self.telemetry.samples_per_second(rate);
+    }
+
+    /// Waits for something async, from the stage's own thread. The calls that it makes to an object
+    /// store are part of the attempt's span.
+    pub fn block_on<F: Future>(&self, work: F) -> F::Output {
+        self.runtime
+            .block_on(within(self.telemetry.context(), work))
     }
 
     /// A line of the log.

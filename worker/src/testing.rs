@@ -31,15 +31,22 @@ use emberline_common::{
     resources::Resources,
     run_view::{ArtifactRef, RunView},
     spec::ArtifactType,
+    telemetry::{Span, Telemetry},
 };
 use serde::Serialize;
 use serde_json::{Map, Value};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
-use crate::stage::{
-    AttemptSink, CheckpointStore, Input, LogSource, Produced, ProducedContent, StageContext,
-    StageError, StageFile, StopReason,
+use crate::{
+    stage::{
+        AttemptSink, CheckpointStore, Input, LogSource, Produced, ProducedContent, StageContext,
+        StageError, StageFile, StopReason,
+    },
+    telemetry::{AttemptTelemetry, Instruments},
 };
+
+/// Spans that are kept for the test.
+const MOST_SPANS: usize = 10_000;
 
 /// What a stage wrote to its log, its series and its progress.
 #[derive(Debug, Default)]
@@ -153,6 +160,7 @@ pub struct TestContext {
     /// The task's checkpoint.
     pub checkpoints: Arc<MemoryCheckpoints>,
     stop: Arc<watch::Sender<Option<StopReason>>>,
+    spans: Mutex<mpsc::Receiver<Span>>,
     _work: tempfile::TempDir,
     _runtime: Option<tokio::runtime::Runtime>,
 }
@@ -162,6 +170,14 @@ impl TestContext {
     #[must_use]
     pub fn builder() -> TestContextBuilder {
         TestContextBuilder::default()
+    }
+
+    /// The spans that have ended since this was asked last, if the context is
+    /// [traced](TestContextBuilder::traced).
+    #[must_use]
+    pub fn spans(&self) -> Vec<Span> {
+        let mut spans = self.spans.lock().expect("not poisoned");
+        std::iter::from_fn(|| spans.try_recv().ok()).collect()
     }
 
     /// Asks the stage to stop.
@@ -200,6 +216,7 @@ pub struct TestContextBuilder {
     run_view: Option<Arc<RunView>>,
     checkpoints: Option<Arc<MemoryCheckpoints>>,
     task: Option<TaskName>,
+    traceparent: String,
 }
 
 impl TestContextBuilder {
@@ -302,6 +319,13 @@ impl TestContextBuilder {
         self
     }
 
+    /// The attempt is part of a trace, by its W3C `traceparent`.
+    #[must_use]
+    pub fn traced(mut self, traceparent: &str) -> Self {
+        traceparent.clone_into(&mut self.traceparent);
+        self
+    }
+
     /// The checkpoint of an earlier context of the same task.
     #[must_use]
     pub fn checkpoints(mut self, checkpoints: Arc<MemoryCheckpoints>) -> Self {
@@ -327,16 +351,26 @@ impl TestContextBuilder {
                 (runtime.handle().clone(), Some(runtime))
             }
         };
+        let attempt = AttemptId {
+            run: RunId::new("test").expect("a run id"),
+            task: self
+                .task
+                .unwrap_or_else(|| TaskName::new("task").expect("a task")),
+            attempt: 1,
+        };
+        let pipeline = PipelineName::new("test").expect("a pipeline's name");
+        let (telemetry, spans) = Telemetry::collecting(MOST_SPANS);
+        let telemetry = AttemptTelemetry::new(
+            Instruments::new(telemetry),
+            &attempt,
+            pipeline.clone(),
+            &self.traceparent,
+            stopped.clone(),
+        );
         TestContext {
             ctx: StageContext {
-                attempt: AttemptId {
-                    run: RunId::new("test").expect("a run id"),
-                    task: self
-                        .task
-                        .unwrap_or_else(|| TaskName::new("task").expect("a task")),
-                    attempt: 1,
-                },
-                pipeline: PipelineName::new("test").expect("a pipeline's name"),
+                attempt,
+                pipeline,
                 spec: self.spec,
                 inputs: self.inputs,
                 files: self.files,
@@ -349,7 +383,8 @@ impl TestContextBuilder {
                     gpus: 0,
                 }),
                 run_view: self.run_view,
-                traceparent: String::new(),
+                traceparent: self.traceparent,
+                telemetry,
                 sink: sink.clone(),
                 checkpoints: checkpoints.clone(),
                 stop: stopped,
@@ -358,6 +393,7 @@ impl TestContextBuilder {
             sink,
             checkpoints,
             stop: Arc::new(stop),
+            spans: Mutex::new(spans),
             _work: work,
             _runtime: runtime,
         }

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     hash::{BuildHasher, RandomState},
+    net::SocketAddr,
     sync::Arc,
     time::Duration,
 };
@@ -22,9 +23,11 @@ use crate::{
     config::{WorkerConfig, WorkerError},
     kinds::exec::end_leftovers,
     runner::Runner,
+    scrape::Scrape,
     search::LeaderSeen,
     session::{self, Session},
     stage::{Stage, StopReason},
+    telemetry::Instruments,
 };
 
 /// How long stages may take to stop when the worker is shut down at once.
@@ -134,6 +137,16 @@ impl WorkerBuilder {
             })
         })?;
 
+        let scrape = match &config.metrics_listen {
+            None => None,
+            Some(listen) => {
+                let started = Scrape::start(listen, config.telemetry.clone()).await;
+                Some(started.map_err(|source| WorkerError::Metrics {
+                    listen: listen.clone(),
+                    source,
+                })?)
+            }
+        };
         let runner = Arc::new(Runner {
             stages: kinds,
             cache,
@@ -142,6 +155,7 @@ impl WorkerBuilder {
             stop_grace: config.stop_grace,
             runtime: tokio::runtime::Handle::current(),
             tasks: TaskTracker::new(),
+            instruments: Instruments::new(config.telemetry.clone()),
         });
         let (connected, leader) = watch::channel(None);
         let cancel = CancellationToken::new();
@@ -161,6 +175,7 @@ impl WorkerBuilder {
             leader,
             cancel,
             session: tokio::spawn(session.run()),
+            scrape,
         })
     }
 }
@@ -173,6 +188,7 @@ pub struct RunningWorker {
     leader: watch::Receiver<Option<LeaderSeen>>,
     cancel: CancellationToken,
     session: JoinHandle<()>,
+    scrape: Option<Scrape>,
 }
 
 impl RunningWorker {
@@ -180,6 +196,12 @@ impl RunningWorker {
     #[must_use]
     pub fn leader(&self) -> watch::Receiver<Option<LeaderSeen>> {
         self.leader.clone()
+    }
+
+    /// Where Prometheus may take the metrics, if anywhere.
+    #[must_use]
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.scrape.as_ref().map(Scrape::address)
     }
 
     /// Resolves when a leader has told it to drain: it takes no more work already, and whoever owns it
@@ -248,6 +270,9 @@ impl RunningWorker {
             .is_err()
         {
             tracing::warn!("a stage did not stop and is left behind");
+        }
+        if let Some(scrape) = self.scrape.take() {
+            scrape.stop().await;
         }
     }
 }

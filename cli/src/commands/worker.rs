@@ -37,7 +37,7 @@ pub async fn worker(
     let worker = Worker::builder(config).stages(all_stages()).start().await;
     let worker = worker.map_err(|e| match e {
         WorkerError::Config { .. } => Exit::input(e.to_string()),
-        WorkerError::StateDir { .. } => Exit::cluster(e.to_string()),
+        WorkerError::StateDir { .. } | WorkerError::Metrics { .. } => Exit::cluster(e.to_string()),
     })?;
     let told = tokio::select! {
         _ = terminate.recv() => false,
@@ -173,6 +173,7 @@ fn config(cluster: &ClusterArguments, arguments: &WorkerArguments) -> Result<Wor
         cache_bytes: cluster.cache_size.0,
         orphan_grace: orphan_grace.0,
         telemetry: telemetry::get(),
+        metrics_listen: arguments.metrics_listen.clone(),
         ..WorkerConfig::default()
     })
 }

@@ -62,10 +62,8 @@ impl Stage for Collect {
             ctx.progress(index as f64 / spec.sources.len() as f64, &source.url);
             match Place::of(&source.url)? {
                 Place::Local(path) => files::collect(&mut snapshot, source, path)?,
-                Place::Http(url) => ctx
-                    .runtime
-                    .block_on(web::http(&mut snapshot, source, url))?,
-                Place::S3(url) => ctx.runtime.block_on(web::s3(&mut snapshot, source, &url))?,
+                Place::Http(url) => ctx.block_on(web::http(&mut snapshot, source, url))?,
+                Place::S3(url) => ctx.block_on(web::s3(&mut snapshot, source, &url))?,
             }
         }
         ctx.log(format!(

@@ -63,9 +63,7 @@ impl Stage for Exec {
         let spec: ExecSpec = ctx.spec()?;
         let place = Place::make(ctx)?;
         let mut command = place.command(ctx, &spec)?;
-        let (ended, tail) = ctx
-            .runtime
-            .block_on(watch(ctx, &spec, &place, &mut command))?;
+        let (ended, tail) = ctx.block_on(watch(ctx, &spec, &place, &mut command))?;
         ended.check(&spec, &tail)?;
         let mut artifacts = Vec::with_capacity(ctx.outputs.len());
         for (name, artifact_type) in ctx.outputs.iter().cloned() {
