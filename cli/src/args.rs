@@ -591,6 +591,8 @@ pub enum BenchKind {
     Artifacts,
     /// What a pipeline takes beyond its stages' own time.
     Overhead,
+    /// The throughput with a collector that takes all, with one that hangs, and without.
+    Telemetry,
     /// The chain and the throughput on one member of etcd, beside etcd alone.
     Etcd,
     /// The same on three members of etcd.

@@ -20,12 +20,12 @@ const REST: Duration = Duration::from_secs(2);
 /// From the start of the process to the line that says that it serves, workers included.
 pub(super) async fn startup(directory: &Path, workers: u32) -> anyhow::Result<Vec<Figure>> {
     let begun = Instant::now();
-    let child = start(directory, workers).await?;
+    let child = start(directory, workers, &[]).await?;
     let took = begun.elapsed();
     stop(child).await?;
     // Again, with a state that is there already.
     let begun = Instant::now();
-    let child = start(directory, workers).await?;
+    let child = start(directory, workers, &[]).await?;
     let again = begun.elapsed();
     stop(child).await?;
     Ok(vec![
@@ -36,7 +36,7 @@ pub(super) async fn startup(directory: &Path, workers: u32) -> anyhow::Result<Ve
 
 /// Resident memory of a cluster that has nothing to do.
 pub(super) async fn memory(directory: &Path, workers: u32) -> anyhow::Result<Vec<Figure>> {
-    let child = start(directory, workers).await?;
+    let child = start(directory, workers, &[]).await?;
     tokio::time::sleep(REST).await;
     let pid = child.id().context("the cluster has ended")?;
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))
@@ -53,9 +53,21 @@ pub(super) async fn memory(directory: &Path, workers: u32) -> anyhow::Result<Vec
     ])
 }
 
-async fn start(directory: &Path, workers: u32) -> anyhow::Result<Child> {
+/// A cluster as a process of its own, which exports only what this environment says; ready.
+pub(super) async fn start(
+    directory: &Path,
+    workers: u32,
+    environment: &[(&str, &str)],
+) -> anyhow::Result<Child> {
     let program = std::env::current_exe().context("cannot find this program")?;
-    let mut child = Command::new(program)
+    let mut command = Command::new(program);
+    for (name, _) in std::env::vars_os() {
+        if name.as_encoded_bytes().starts_with(b"OTEL_") {
+            command.env_remove(name);
+        }
+    }
+    let mut child = command
+        .envs(environment.iter().copied())
         .arg("--state-dir")
         .arg(directory.join("state"))
         .args(["dev", "--listen", "127.0.0.1:0", "--workers"])
@@ -75,7 +87,8 @@ async fn start(directory: &Path, workers: u32) -> anyhow::Result<Child> {
     Ok(child)
 }
 
-async fn stop(mut child: Child) -> anyhow::Result<()> {
+/// Asks it to stop, which it must do in order.
+pub(super) async fn stop(mut child: Child) -> anyhow::Result<()> {
     let pid = child
         .id()
         .and_then(|id| Pid::from_raw(i32::try_from(id).ok()?))

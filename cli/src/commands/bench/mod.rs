@@ -10,6 +10,7 @@ mod cluster;
 mod dispatch;
 mod etcd;
 mod failover;
+mod telemetry;
 
 use std::path::{Path, PathBuf};
 
@@ -61,7 +62,7 @@ impl Row {
 }
 
 /// What is measured if nothing is named; the others need etcd.
-const ALL: [BenchKind; 7] = [
+const ALL: [BenchKind; 8] = [
     BenchKind::Startup,
     BenchKind::Memory,
     BenchKind::Chain,
@@ -69,6 +70,7 @@ const ALL: [BenchKind; 7] = [
     BenchKind::Fan,
     BenchKind::Artifacts,
     BenchKind::Overhead,
+    BenchKind::Telemetry,
 ];
 
 /// Measures and prints.
@@ -137,6 +139,7 @@ async fn measure(
         BenchKind::Overhead => {
             dispatch::overhead(directory, workers, arguments.pipeline.as_deref()).await
         }
+        BenchKind::Telemetry => telemetry::telemetry(directory, workers).await,
         BenchKind::Etcd => etcd::etcd(directory, workers, 1).await,
         BenchKind::Etcd3 => etcd::etcd(directory, workers, 3).await,
         BenchKind::Failover => failover::failover(directory).await,
@@ -153,6 +156,7 @@ const fn name(kind: BenchKind) -> &'static str {
         BenchKind::Fan => "fan",
         BenchKind::Artifacts => "artifacts",
         BenchKind::Overhead => "overhead",
+        BenchKind::Telemetry => "telemetry",
         BenchKind::Etcd => "etcd",
         BenchKind::Etcd3 => "etcd3",
         BenchKind::Failover => "failover",
