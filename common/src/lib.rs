@@ -5,6 +5,7 @@ pub mod address;
 pub mod artifact;
 pub mod attempt_log;
 pub mod delivery;
+pub mod dora;
 pub mod failure;
 pub mod finding;
 pub mod ids;

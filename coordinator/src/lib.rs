@@ -7,6 +7,7 @@
 pub mod archive;
 mod attend;
 mod coordinator;
+pub mod dora;
 pub mod engine;
 pub mod gc;
 mod high_water;

@@ -1,0 +1,423 @@
+//! The five metrics. [`measure`] says which deployment counts for what.
+//!
+//! A deployment belongs to the window in which it became live or was given up; what came of it later
+//! (its failure, its recovery) belongs to it, whenever it happened. A change belongs to the deployment
+//! of its pipeline and environment that was live with it first, in the order of time, and among all
+//! that are remembered: one that the window leaves out takes its changes with it.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use emberline_common::{
+    delivery::{
+        ChangeKind, Deployment, DeploymentKind, DeploymentOutcome, FailureCause, MAX_COMMITS,
+    },
+    dora::{
+        CarriedChange, Counts, DoraQuery, DoraReport, Frequency, Level, PlaceMetrics, Rate, Times,
+    },
+    ids::{DeploymentId, Digest, EnvironmentName, ModelName, PipelineName},
+    time::Timestamp,
+};
+
+use super::quick_check;
+
+/// Computes the metrics for each pipeline and environment that the query fits.
+///
+/// The deployments may come in any order. Nothing that is later than `now` is looked for: a window
+/// that ends later ends now.
+#[must_use]
+pub fn measure<'a>(
+    deployments: impl IntoIterator<Item = &'a Arc<Deployment>>,
+    query: &DoraQuery,
+    now: Timestamp,
+) -> DoraReport {
+    let deployments: Vec<&Deployment> = deployments.into_iter().map(Arc::as_ref).collect();
+    let window = Window {
+        since: query.since,
+        until: query.until.min(now),
+    };
+    let good = GoodVersions::of(&deployments, query.failure_window);
+    let mut places: BTreeMap<(&PipelineName, &EnvironmentName), Place<'_>> = BTreeMap::new();
+    for deployment in in_order(&deployments) {
+        let fits = query
+            .pipeline
+            .as_ref()
+            .is_none_or(|p| deployment.pipeline == *p)
+            && (query.environment.as_ref()).is_none_or(|e| deployment.environment == *e);
+        if !fits {
+            continue;
+        }
+        let place = places
+            .entry((&deployment.pipeline, &deployment.environment))
+            .or_default();
+        place.count(deployment, query, window, &good, now);
+    }
+    let oldest = deployments.iter().min_by_key(|d| d.id);
+    let forgotten = oldest.filter(|d| d.id > DeploymentId(1) && d.accepted_at > window.since);
+    DoraReport {
+        since: window.since,
+        until: window.until,
+        include_rollbacks: query.include_rollbacks,
+        failure_window_micros: micros(query.failure_window),
+        forgotten_before: forgotten.map(|d| d.accepted_at),
+        places: (places.into_iter())
+            .map(|((pipeline, environment), place)| {
+                place.metrics(pipeline.clone(), environment.clone(), window)
+            })
+            .collect(),
+    }
+}
+
+/// The changes that this deployment is the first to carry in its environment, newest first.
+#[must_use]
+pub fn first_carried<'a>(
+    deployments: impl IntoIterator<Item = &'a Arc<Deployment>>,
+    of: &Deployment,
+) -> Vec<CarriedChange> {
+    let same = deployments.into_iter().map(Arc::as_ref).filter(|d| {
+        d.pipeline == of.pipeline && d.environment == of.environment && became_live(d).is_some()
+    });
+    let same: Vec<&Deployment> = same.collect();
+    let mut seen = HashSet::new();
+    for deployment in in_order(&same) {
+        let Some(live) = became_live(deployment) else {
+            continue;
+        };
+        let new = changes(deployment).filter(|change| seen.insert((change.kind, change.revision)));
+        if deployment.id != of.id {
+            new.for_each(drop);
+            continue;
+        }
+        let carried = new.take(MAX_COMMITS).map(|change| CarriedChange {
+            revision: change.revision.to_owned(),
+            committed_at: change.committed_at,
+            lead_micros: micros(live.since(change.committed_at)),
+        });
+        return carried.collect();
+    }
+    Vec::new()
+}
+
+/// A half-open span of time.
+#[derive(Clone, Copy)]
+struct Window {
+    since: Timestamp,
+    until: Timestamp,
+}
+
+impl Window {
+    fn holds(self, at: Timestamp) -> bool {
+        self.since <= at && at < self.until
+    }
+
+    const fn micros(self) -> u64 {
+        self.until.0.saturating_sub(self.since.0)
+    }
+}
+
+fn micros(span: Duration) -> u64 {
+    u64::try_from(span.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// In the order in which they were live or given up; what is under way comes last.
+fn in_order<'a>(deployments: &[&'a Deployment]) -> Vec<&'a Deployment> {
+    let mut sorted = deployments.to_vec();
+    // Records are nearly in this order: a sort that finds runs has little to do.
+    sorted.sort_by_key(|d| (d.finished_at.is_none(), d.finished_at, d.id));
+    sorted
+}
+
+fn became_live(deployment: &Deployment) -> Option<Timestamp> {
+    deployment
+        .finished_at
+        .filter(|_| deployment.outcome == DeploymentOutcome::Live)
+}
+
+/// When the failure began, if it counts as failed: it was aborted after it had answered for someone;
+/// or it was rolled back within its failure window; or it failed within it in another way.
+fn failure_of(deployment: &Deployment, window: Duration) -> Option<Timestamp> {
+    let finished = deployment.finished_at?;
+    let failure = deployment.failure.as_ref();
+    match deployment.outcome {
+        DeploymentOutcome::Aborted => Some(failure.map_or(deployment.started_at, |f| f.began_at)),
+        DeploymentOutcome::Live => failure
+            .filter(|f| {
+                // Since when a rollback was needed nobody says; when it was done is known.
+                let happened = match f.cause {
+                    FailureCause::Rollback => f.noted_at,
+                    _ => f.began_at,
+                };
+                happened.since(finished) <= window
+            })
+            .map(|f| f.began_at),
+        DeploymentOutcome::InProgress | DeploymentOutcome::CaughtBeforeExposure => None,
+    }
+}
+
+/// A change that a deployment brings.
+#[derive(Clone, Copy)]
+struct Brought<'a> {
+    kind: ChangeKind,
+    revision: &'a str,
+    committed_at: Timestamp,
+}
+
+/// What a deployment brings: the revision that its run was started for, and the commits before it.
+fn changes(deployment: &Deployment) -> impl Iterator<Item = Brought<'_>> {
+    deployment.change.iter().flat_map(|change| {
+        let brought = |revision, committed_at| Brought {
+            kind: change.kind,
+            revision,
+            committed_at,
+        };
+        let head = brought(change.revision.as_str(), change.committed_at);
+        let commits = change.commits.iter();
+        let commits = commits.map(move |c| brought(c.revision.as_str(), c.committed_at));
+        std::iter::once(head).chain(commits)
+    })
+}
+
+/// When good versions of each model became live in each environment.
+struct GoodVersions<'a>(
+    HashMap<(&'a EnvironmentName, &'a ModelName), Vec<(Timestamp, DeploymentId)>>,
+);
+
+impl<'a> GoodVersions<'a> {
+    /// Of all pipelines: whoever brings a good version repairs.
+    fn of(deployments: &[&'a Deployment], failure_window: Duration) -> Self {
+        let mut failing: HashMap<_, Vec<_>> = HashMap::new();
+        for deployment in deployments {
+            if deployment.outcome == DeploymentOutcome::Live
+                && failure_of(deployment, failure_window).is_some()
+            {
+                failing.insert((&deployment.environment, &deployment.model), Vec::new());
+            }
+        }
+        if failing.is_empty() {
+            return Self(failing);
+        }
+        for deployment in deployments {
+            if let Some(live) = became_live(deployment)
+                && failure_of(deployment, failure_window).is_none()
+                && let Some(good) = failing.get_mut(&(&deployment.environment, &deployment.model))
+            {
+                good.push((live, deployment.id));
+            }
+        }
+        failing.values_mut().for_each(|good| good.sort_unstable());
+        Self(failing)
+    }
+
+    /// When the failure of this deployment was over, if it is.
+    fn recovered(&self, failed: &Deployment) -> Option<Timestamp> {
+        let finished = failed.finished_at?;
+        let resolved = failed.failure.as_ref().and_then(|f| f.resolved_at);
+        let next = if failed.outcome == DeploymentOutcome::Aborted {
+            // What was live before answers for all again.
+            Some(finished)
+        } else {
+            let good = self.0.get(&(&failed.environment, &failed.model))?;
+            let next = good.partition_point(|good| *good <= (finished, failed.id));
+            good.get(next).map(|(live, _)| *live)
+        };
+        match (next, resolved) {
+            (Some(next), Some(resolved)) => Some(next.min(resolved)),
+            (next, resolved) => next.or(resolved),
+        }
+    }
+}
+
+/// Spans of time, and from how many deployments they are.
+#[derive(Default)]
+struct Spans {
+    micros: Vec<u64>,
+    deployments: u64,
+}
+
+impl Spans {
+    /// One from `from` to `to`; zero if clocks differ. Whether they do.
+    fn add(&mut self, from: Timestamp, to: Timestamp) -> bool {
+        self.micros.push(to.0.saturating_sub(from.0));
+        to < from
+    }
+
+    /// `None` if there are none.
+    fn times(mut self, level: fn(u64) -> Option<Level>) -> Option<Times> {
+        let median_micros = median(&mut self.micros)?;
+        let sorted = &self.micros;
+        // The nearest rank: the smallest whole number that is not below 95 % of them.
+        let rank = (sorted.len() * 95).div_ceil(100);
+        Some(Times {
+            count: sorted.len() as u64,
+            deployments: self.deployments,
+            median_micros,
+            p95_micros: *sorted.get(rank.saturating_sub(1))?,
+            bucket: quick_check::duration(median_micros),
+            level: level(median_micros),
+        })
+    }
+}
+
+/// Sorts, and takes what is in the middle; of an even number the mean of two, rounded down.
+fn median(spans: &mut [u64]) -> Option<u64> {
+    spans.sort_unstable();
+    let upper = *spans.get(spans.len() / 2)?;
+    if spans.len() % 2 == 1 {
+        return Some(upper);
+    }
+    let lower = spans[spans.len() / 2 - 1];
+    Some(lower + (upper - lower) / 2)
+}
+
+/// What is known of one pipeline in one environment.
+#[derive(Default)]
+struct Place<'a> {
+    /// Changes and data that were live before.
+    carried: HashSet<(ChangeKind, &'a str)>,
+    arrived: HashSet<Digest>,
+    counts: Counts,
+    releases: u64,
+    /// When something became live, in order.
+    live: Vec<Timestamp>,
+    leads: Spans,
+    data_leads: Spans,
+    recoveries: Spans,
+}
+
+impl<'a> Place<'a> {
+    /// Deployments have to come in the order of time.
+    fn count(
+        &mut self,
+        deployment: &'a Deployment,
+        query: &DoraQuery,
+        window: Window,
+        good: &GoodVersions<'_>,
+        now: Timestamp,
+    ) {
+        let Some(finished) = deployment.finished_at else {
+            self.counts.in_progress += u64::from(window.holds(deployment.started_at));
+            return;
+        };
+        let counted = window.holds(finished);
+        if let Some(live) = became_live(deployment) {
+            self.carry(deployment, live, counted);
+        }
+        if !counted {
+            return;
+        }
+        if deployment.outcome == DeploymentOutcome::CaughtBeforeExposure {
+            self.counts.caught_before_exposure += 1;
+            return;
+        }
+        match deployment.kind {
+            DeploymentKind::Rollback => self.counts.rollbacks += 1,
+            DeploymentKind::Release => {
+                self.releases += 1;
+                self.counts.repairs += u64::from(deployment.repairs.is_some());
+            }
+        }
+        if deployment.kind == DeploymentKind::Rollback && !query.include_rollbacks {
+            return;
+        }
+        self.counts.deployments += 1;
+        if deployment.outcome == DeploymentOutcome::Live {
+            self.counts.successful += 1;
+            self.live.push(finished);
+        }
+        match failure_of(deployment, query.failure_window) {
+            Some(began) => self.fail(deployment, began, good),
+            None if now < finished.after(query.failure_window) => self.counts.unsettled += 1,
+            None => {}
+        }
+    }
+
+    /// Notes what it is the first to carry, even if only others are `counted`.
+    fn carry(&mut self, deployment: &'a Deployment, live: Timestamp, counted: bool) {
+        let mut first = false;
+        for change in changes(deployment) {
+            if self.carried.insert((change.kind, change.revision)) && counted {
+                first = true;
+                self.counts.skewed += u64::from(self.leads.add(change.committed_at, live));
+            }
+        }
+        self.leads.deployments += u64::from(first);
+        if counted && let Some(change) = &deployment.change {
+            self.counts.changes_left_out += u64::from(change.left_out);
+        }
+        let mut first = false;
+        for data in &deployment.data {
+            if self.arrived.insert(data.revision) && counted {
+                first = true;
+                self.counts.skewed += u64::from(self.data_leads.add(data.arrived_at, live));
+            }
+        }
+        self.data_leads.deployments += u64::from(first);
+    }
+
+    fn fail(&mut self, deployment: &Deployment, began: Timestamp, good: &GoodVersions<'_>) {
+        self.counts.failed += 1;
+        let cause = deployment.failure.as_ref().map(|failure| failure.cause);
+        self.counts.found_by_time += u64::from(cause == Some(FailureCause::Incident));
+        match good.recovered(deployment) {
+            Some(recovered) => {
+                self.counts.skewed += u64::from(self.recoveries.add(began, recovered));
+                self.recoveries.deployments += 1;
+            }
+            None => self.counts.not_recovered += 1,
+        }
+    }
+
+    fn metrics(
+        self,
+        pipeline: PipelineName,
+        environment: EnvironmentName,
+        window: Window,
+    ) -> PlaceMetrics {
+        let counts = self.counts;
+        let reworked = counts.repairs + counts.rollbacks;
+        let fail_rate = rate(counts.failed, counts.deployments);
+        PlaceMetrics {
+            pipeline,
+            environment,
+            counts,
+            deployment_frequency: (counts.deployments > 0).then(|| frequency(&self.live, window)),
+            change_lead_time: self.leads.times(quick_check::lead_time_level),
+            // The published levels are of changes to code.
+            data_lead_time: self.data_leads.times(|_| None),
+            change_fail_rate: fail_rate.map(|rate| Rate {
+                level: quick_check::fail_rate_level(rate.part, rate.whole),
+                ..rate
+            }),
+            recovery_time: self.recoveries.times(quick_check::recovery_level),
+            rework_rate: rate(reworked, self.releases + counts.rollbacks),
+        }
+    }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "far fewer than 2^53")]
+fn rate(part: u64, whole: u64) -> Option<Rate> {
+    (whole > 0).then(|| Rate {
+        part,
+        whole,
+        ratio: part as f64 / whole as f64,
+        level: None,
+    })
+}
+
+#[allow(clippy::cast_precision_loss, reason = "far fewer than 2^53")]
+fn frequency(live: &[Timestamp], window: Window) -> Frequency {
+    let mut between: Vec<u64> = live.windows(2).map(|two| two[1].0 - two[0].0).collect();
+    let successful = live.len() as u64;
+    let bucket = quick_check::frequency(successful, window.micros());
+    Frequency {
+        successful,
+        window_micros: window.micros(),
+        per_day: successful as f64 * quick_check::DAY as f64 / window.micros() as f64,
+        median_between_micros: median(&mut between),
+        bucket,
+        level: bucket.and_then(quick_check::frequency_level),
+    }
+}
