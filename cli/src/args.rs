@@ -62,6 +62,43 @@ pub struct ClusterArguments {
         default_value = "10GiB"
     )]
     pub cache_size: ByteSize,
+    /// Where a coordinator of this process tells what happens.
+    #[command(flatten)]
+    pub events: EventsArguments,
+}
+
+/// Where what happens is told to others, as CDEvents.
+#[derive(Debug, Clone, Args)]
+pub struct EventsArguments {
+    /// The file that a coordinator of this process appends CDEvents to, one on each line.
+    #[arg(
+        long,
+        global = true,
+        env = "EMBERLINE_EVENTS_FILE",
+        value_name = "PATH",
+        hide_short_help = true
+    )]
+    pub events_file: Option<PathBuf>,
+    /// The sink that a coordinator of this process posts CDEvents to, each in a CloudEvent.
+    #[arg(
+        long,
+        global = true,
+        env = "EMBERLINE_EVENTS_SINK",
+        hide_env_values = true,
+        value_name = "URL",
+        hide_short_help = true
+    )]
+    pub events_sink: Option<String>,
+    /// What CDEvents give as their source: a URI reference that names this cluster among others.
+    #[arg(
+        long,
+        global = true,
+        env = "EMBERLINE_EVENTS_SOURCE",
+        value_name = "URI",
+        default_value = "/emberline",
+        hide_short_help = true
+    )]
+    pub events_source: String,
 }
 
 /// How to print.

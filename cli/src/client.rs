@@ -43,9 +43,9 @@ impl Cluster {
             });
         }
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        match EmbeddedCluster::start(&arguments.state_dir, arguments.cache_size, listen, workers)
-            .await
-        {
+        let events = arguments.events.config()?;
+        let start = || EmbeddedCluster::start(arguments, events.clone(), listen, workers);
+        match start().await {
             Ok(cluster) => Self::of(cluster).await,
             Err(StartError::Failed(e)) => {
                 Err(Exit::cluster(format!("cannot start the embedded cluster: {e:#}")).into())
@@ -61,14 +61,7 @@ impl Cluster {
                             embedded: None,
                         });
                     }
-                    match EmbeddedCluster::start(
-                        &arguments.state_dir,
-                        arguments.cache_size,
-                        listen,
-                        workers,
-                    )
-                    .await
-                    {
+                    match start().await {
                         Ok(cluster) => return Self::of(cluster).await,
                         Err(StartError::Held(_)) => {}
                         Err(StartError::Failed(e)) => return Err(e),

@@ -13,12 +13,11 @@ use std::{
 };
 
 use anyhow::Context as _;
-use emberline_common::{
-    artifact::ArtifactStore, ids::WorkerName, resources::Resources, spec::ByteSize,
-};
+use emberline_common::{artifact::ArtifactStore, ids::WorkerName, resources::Resources};
 use emberline_coordinator::{
     Coordinator, CoordinatorConfig,
     engine::api::EngineConfig,
+    events::EventsConfig,
     store::{StoreError, embedded::EmbeddedStore},
 };
 use emberline_worker::{RunningWorker, Worker, WorkerConfig, stage::Stage};
@@ -26,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use url::Url;
 
-use crate::{exit::Exit, telemetry};
+use crate::{args::ClusterArguments, exit::Exit, telemetry};
 
 /// How long workers may take to be ready.
 const READY_WITHIN: Duration = Duration::from_secs(10);
@@ -90,11 +89,12 @@ impl EmbeddedCluster {
     /// # Errors
     /// [`StartError::Held`] if another process has the state directory.
     pub async fn start(
-        state_dir: &Path,
-        cache_size: ByteSize,
+        arguments: &ClusterArguments,
+        events: EventsConfig,
         listen: SocketAddr,
         workers: u32,
     ) -> Result<Self, StartError> {
+        let state_dir = &arguments.state_dir;
         std::fs::create_dir_all(state_dir).with_context(|| {
             format!("cannot make the state directory `{}`", state_dir.display())
         })?;
@@ -125,6 +125,7 @@ impl EmbeddedCluster {
             advertise: None,
             telemetry: telemetry::get(),
             spans: telemetry::spans(),
+            events,
             one_of_many: false,
         };
         let coordinator = Coordinator::start(config, listener).await?;
@@ -139,7 +140,7 @@ impl EmbeddedCluster {
             let config = cluster.worker_config(number, workers, address)?;
             let config = WorkerConfig {
                 artifacts: Some(artifacts.clone()),
-                cache_bytes: cache_size.0,
+                cache_bytes: arguments.cache_size.0,
                 ..config
             };
             let worker = Worker::builder(config).stages(all_stages()).start().await?;

@@ -20,6 +20,7 @@ use tokio::{
 use crate::{
     attend,
     engine::api::EngineConfig,
+    events::EventsConfig,
     runtime::{Runtime, counters::Counts},
     services::{role::Role, server},
     store::{Candidate, StateStore, StoreError, check_schema},
@@ -57,6 +58,8 @@ pub struct CoordinatorConfig {
     pub telemetry: Telemetry,
     /// What its spans are made with.
     pub spans: Spans,
+    /// Where it tells what happens.
+    pub events: EventsConfig,
 }
 
 /// Why a coordinator did not start, or has stopped.
@@ -364,6 +367,10 @@ impl Terms {
         };
         self.role.follow().await;
         self.told.send_replace(None);
+        // Of many, the next one tells the rest.
+        if matches!(end, End::Stop) && !self.config.one_of_many {
+            term.settle().await;
+        }
         term.stop_deciding().await;
         let resigned = store.resign(epoch).await;
         let ended = term.end().await;

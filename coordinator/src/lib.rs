@@ -9,6 +9,7 @@ mod attend;
 mod coordinator;
 pub mod dora;
 pub mod engine;
+pub mod events;
 pub mod gc;
 mod high_water;
 mod holds;

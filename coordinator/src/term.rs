@@ -23,6 +23,7 @@ use crate::{
     CoordinatorConfig, CoordinatorError,
     archive::{self, Archive},
     engine::{Engine, api::Observe},
+    events::Tellers,
     gc::Collector,
     high_water,
     holds::Holds,
@@ -48,6 +49,8 @@ use crate::{
 const MAX_SPEC_BYTES: u64 = 16 << 20;
 /// Specs read at once when the state is loaded.
 const SPECS_AT_ONCE: usize = 16;
+/// How long others may take to take what happened last.
+const TELL_WITHIN: Duration = Duration::from_secs(1);
 /// How long open calls may take to end with the term.
 const END_WITHIN: Duration = Duration::from_secs(5);
 
@@ -58,6 +61,7 @@ pub(crate) struct Term {
     tenure: Option<Tenure>,
     runtime: Runtime,
     routes: Routes,
+    tellers: Tellers,
     tasks: Tasks,
     /// Cancelled when nothing more is decided.
     decided: CancellationToken,
@@ -95,10 +99,17 @@ impl Term {
         let mut limits = config.engine.clone();
         let traced = telemetry.traces().then(|| observers.add());
         let measured = telemetry.measures().then(|| observers.add());
+        let told: Vec<_> = (config.events.outlets.iter())
+            .map(|_| observers.add())
+            .collect();
         if traced.is_some() {
             limits.observe = limits.observe.max(Observe::Ends);
         } else if measured.is_some() {
             limits.observe = limits.observe.max(Observe::Exceptions);
+        }
+        if !told.is_empty() {
+            limits.observe = Observe::Starts;
+            limits.keep_untold = true;
         }
         let number = records.len();
         let (engine, first) =
@@ -167,6 +178,14 @@ impl Term {
             });
         }
         let archive = Archive::new(config.artifacts.clone());
+        let tellers = Tellers::start(
+            &config.events,
+            config.spans.clone(),
+            &runtime,
+            &archive,
+            told,
+            &tasks,
+        );
         let holds = Holds::default();
         let archiving = archive::archive_runs(
             archive.clone(),
@@ -204,6 +223,7 @@ impl Term {
             tenure: Some(tenure),
             runtime,
             routes: server::routes(&Arc::new(context)),
+            tellers,
             tasks,
             decided,
         })
@@ -227,6 +247,11 @@ impl Term {
         self.tasks.stopped().await
     }
 
+    /// Lets others be told of what has happened, if they listen.
+    pub(crate) async fn settle(&self) {
+        self.tellers.settled(TELL_WITHIN).await;
+    }
+
     /// Commits what was decided and lets nothing more be decided. Open streams are told.
     pub(crate) async fn stop_deciding(&mut self) {
         self.tasks.stopping().cancel();
@@ -248,11 +273,12 @@ impl Term {
             tasks,
             routes,
             runtime,
+            tellers,
             epoch,
             ..
         } = self;
         // They hold what the last tasks wait for.
-        drop((routes, runtime));
+        drop((routes, runtime, tellers));
         let ended = tasks.join(END_WITHIN).await;
         tracing::info!(%epoch, "the term has ended");
         match tasks.failure() {

@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use crate::{
-    args::{CoordinatorArguments, EtcdArguments},
+    args::{CoordinatorArguments, EtcdArguments, EventsArguments},
     exit::Exit,
     output, telemetry,
 };
@@ -30,8 +30,13 @@ use crate::{
 const ASSIGNMENTS_AT_ONCE: usize = 48;
 
 /// Serves until SIGTERM, Ctrl-C or a failure.
-pub async fn coordinator(arguments: CoordinatorArguments, quiet: bool) -> anyhow::Result<()> {
+pub async fn coordinator(
+    arguments: CoordinatorArguments,
+    events: &EventsArguments,
+    quiet: bool,
+) -> anyhow::Result<()> {
     let times = Times::of(&arguments)?;
+    let events = events.config()?;
     let listen = address(&arguments.listen).await?;
     if !listen.ip().is_loopback() {
         if !arguments.insecure {
@@ -105,6 +110,7 @@ pub async fn coordinator(arguments: CoordinatorArguments, quiet: bool) -> anyhow
         advertise: arguments.advertise.clone(),
         telemetry: telemetry::get(),
         spans: telemetry::spans(),
+        events,
         one_of_many: true,
     };
     let coordinator = Coordinator::start(config, listener)

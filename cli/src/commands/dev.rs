@@ -31,8 +31,7 @@ pub async fn dev(
     }
     let mut terminate = signal(SignalKind::terminate())?;
     let cluster =
-        match EmbeddedCluster::start(&arguments.state_dir, arguments.cache_size, address, workers)
-            .await
+        match EmbeddedCluster::start(arguments, arguments.events.config()?, address, workers).await
         {
             Ok(cluster) => cluster,
             Err(StartError::Held(why)) => return Err(Exit::cluster(why).into()),

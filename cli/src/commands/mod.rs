@@ -9,6 +9,7 @@ mod coordinator;
 mod deployments;
 mod dev;
 mod doctor;
+mod events;
 mod init;
 mod models;
 mod rollback;
@@ -53,7 +54,7 @@ pub async fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
         Command::Environments => rollback::environments(&cluster, format).await,
         Command::Cluster(command) => cluster::cluster(&cluster, &command, format).await,
         Command::Workers(command) => workers::workers(&cluster, command, quiet, format).await,
-        Command::Coordinator(how) => coordinator::coordinator(*how, quiet).await,
+        Command::Coordinator(how) => coordinator::coordinator(*how, &cluster.events, quiet).await,
         Command::Worker(how) => worker::worker(&cluster, &how, quiet).await,
         Command::Dev { listen, workers } => dev::dev(&cluster, &listen, workers, quiet).await,
         Command::Init {

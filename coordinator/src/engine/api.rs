@@ -108,10 +108,10 @@ pub enum Command {
     },
     /// An outside system tells something.
     Outside(OutsideEvent),
-    /// Outside systems have been told of these runs and deployments.
+    /// Outside systems have been told of runs and deployments.
     Told {
-        /// As [`Engine::untold`](super::Engine::untold) named them.
-        subjects: Vec<String>,
+        /// All up to this mark of [`Engine::untold`](super::Engine::untold).
+        up_to: u64,
     },
     /// A deadline given by [`Engine::next_deadline`](super::Engine::next_deadline) has come.
     Tick,

@@ -157,7 +157,7 @@ impl Engine {
             self.out.writes.push(Write::Delete {
                 key: keys::deployment(oldest),
             });
-            self.told(vec![oldest.to_string()]);
+            self.never_tell(&oldest.to_string());
         }
     }
 
@@ -358,34 +358,6 @@ impl Engine {
             deployment: find(id)?,
             failed: failed.map(find).transpose()?,
         })
-    }
-
-    /// Notes that outside systems have to be told of something, if there are any.
-    pub(super) fn untell(&mut self, subject: String) {
-        if self.config.keep_untold {
-            self.out.writes.push(Write::Put {
-                key: keys::untold(&subject),
-                value: b"{}".to_vec(),
-            });
-            self.untold.insert(subject);
-        }
-    }
-
-    /// Outside systems have been told of these.
-    pub(super) fn told(&mut self, subjects: Vec<String>) {
-        for subject in subjects {
-            if self.untold.remove(&subject) {
-                self.out.writes.push(Write::Delete {
-                    key: keys::untold(&subject),
-                });
-            }
-        }
-    }
-
-    /// What outside systems have to be told of, or may not have been: ended runs by their id, and
-    /// deployments by theirs.
-    pub fn untold(&self) -> impl Iterator<Item = &str> {
-        self.untold.iter().map(String::as_str)
     }
 }
 

@@ -37,6 +37,7 @@ mod sim;
 mod tasks;
 #[cfg(test)]
 mod tests;
+mod untold;
 mod workers;
 
 use std::{
@@ -65,6 +66,7 @@ use placement::Queue;
 use records::{EnvironmentRecord, PoisonRecord, Written, encode, keys};
 use retries::Random;
 use run::{Run, RunSeq, TaskRef};
+use untold::Untold;
 use workers::Fleet;
 
 /// The bytes under which a run's filled-in pipeline is stored: put them into the artifact store
@@ -106,7 +108,7 @@ pub struct Engine {
     merges: BTreeMap<String, Merge>,
     merge_order: BTreeSet<(Timestamp, String)>,
     /// What outside systems have to be told of.
-    untold: BTreeSet<String>,
+    untold: Untold,
     poison: BTreeMap<RunId, u32>,
     deciding: Option<RunId>,
     /// Set while records of an earlier leader are taken over: times come from them.
@@ -154,7 +156,7 @@ impl Engine {
             environments: BTreeMap::new(),
             merges: BTreeMap::new(),
             merge_order: BTreeSet::new(),
-            untold: BTreeSet::new(),
+            untold: Untold::default(),
             poison: BTreeMap::new(),
             deciding: None,
             loading: false,
@@ -217,8 +219,8 @@ impl Engine {
                 why,
             } => self.roll_back(environment, model, expected, why),
             Command::Outside(event) => self.outside(event),
-            Command::Told { subjects } => {
-                self.told(subjects);
+            Command::Told { up_to } => {
+                self.told(up_to);
                 Ok(Outcome::Done)
             }
             Command::Tick => Ok(Outcome::Done),
@@ -329,6 +331,12 @@ impl Engine {
     #[must_use]
     pub fn model(&self, name: &ModelName) -> Option<(ModelView, Vec<ModelVersion>)> {
         self.models.view(name)
+    }
+
+    /// One version of a model.
+    #[must_use]
+    pub fn model_version(&self, name: &ModelName, version: u32) -> Option<&ModelVersion> {
+        self.models.version(name, version)
     }
 
     /// All workers, by name.

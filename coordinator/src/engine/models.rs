@@ -134,6 +134,10 @@ impl Registry {
         })
     }
 
+    pub fn version(&self, name: &ModelName, version: u32) -> Option<&ModelVersion> {
+        self.models.get(name)?.versions.get(&version)
+    }
+
     pub fn view(&self, name: &ModelName) -> Option<(ModelView, Vec<ModelVersion>)> {
         let model = self.models.get(name)?;
         let view = ModelView {

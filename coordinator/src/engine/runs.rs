@@ -317,7 +317,7 @@ impl Engine {
         self.out.writes.push(Write::Delete {
             key: keys::ended(id),
         });
-        self.told(vec![id.to_string()]);
+        self.never_tell(id.as_str());
         Some(ended)
     }
 

@@ -4,7 +4,7 @@
 //! a worker's spans are part of an attempt that is told later, and a leader that ends a run which an
 //! earlier one had led tells again what that one may not have got out: at least once, and the same.
 
-mod spans;
+pub(crate) mod spans;
 #[cfg(test)]
 mod tests;
 

@@ -38,7 +38,8 @@ impl Spans {
         }
     }
 
-    fn url(&self, run: &RunSummary) -> String {
+    /// Where a run can be looked at.
+    pub(crate) fn url(&self, run: &RunSummary) -> String {
         self.run_url.replace("{run}", run.run.as_str())
     }
 
@@ -287,7 +288,7 @@ impl Made<'_> {
 }
 
 /// When a run was accepted, or retried.
-pub(super) fn resumed(run: &RunSummary) -> Timestamp {
+pub(crate) fn resumed(run: &RunSummary) -> Timestamp {
     run.resumed_at.unwrap_or(run.created_at)
 }
 
@@ -316,7 +317,7 @@ pub(crate) fn run_result(run: &RunSummary) -> &'static str {
 }
 
 /// What the conventions call it: `failure` is the stage's own, `error` the system's.
-const fn result(reason: Reason) -> &'static str {
+pub(crate) const fn result(reason: Reason) -> &'static str {
     match reason {
         Reason::Timeout => "timeout",
         Reason::Cancelled => "cancellation",

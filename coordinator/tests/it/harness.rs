@@ -154,6 +154,7 @@ impl Cluster {
             advertise: None,
             telemetry: Default::default(),
             spans: Default::default(),
+            events: Default::default(),
             one_of_many: false,
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

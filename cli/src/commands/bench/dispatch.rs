@@ -8,12 +8,13 @@ use std::{
 };
 
 use emberline_common::spec::ByteSize;
+use emberline_coordinator::events::EventsConfig;
 use emberline_proto::v1::{GetRunResponse, RunState, SubmitRunRequest};
 use tokio::time::Instant;
 
 use super::{Figure, quantile};
 use crate::{
-    args::{SubmitArguments, Template},
+    args::{ClusterArguments, SubmitArguments, Template},
     client::Cluster,
     commands::{init, run::follow, submission},
     embedded::{EmbeddedCluster, StartError},
@@ -154,7 +155,8 @@ pub(super) async fn overhead(
 
 async fn start(directory: &Path, workers: u32) -> anyhow::Result<Cluster> {
     let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    match EmbeddedCluster::start(&directory.join("state"), CACHE_SIZE, listen, workers).await {
+    let here = ClusterArguments::embedded(directory.join("state"), CACHE_SIZE);
+    match EmbeddedCluster::start(&here, EventsConfig::default(), listen, workers).await {
         Ok(cluster) => Cluster::of(cluster).await,
         Err(StartError::Held(why)) => Err(Exit::cluster(why).into()),
         Err(StartError::Failed(e)) => Err(e),

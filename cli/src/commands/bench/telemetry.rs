@@ -81,12 +81,8 @@ async fn tasks_per_second(
     environment.extend(endpoint.map(|endpoint| ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)));
     std::fs::create_dir_all(directory)?;
     let child = start(directory, workers, &environment).await?;
-    let there = ClusterArguments {
-        server: None,
-        connect_timeout: None,
-        state_dir: directory.join("state"),
-        cache_size: emberline_common::spec::ByteSize(1 << 30),
-    };
+    let cache_size = emberline_common::spec::ByteSize(1 << 30);
+    let there = ClusterArguments::embedded(directory.join("state"), cache_size);
     let cluster = Cluster::connect(&there, 0).await?;
     let mut seconds = f64::NAN;
     for _ in 0..RUNS {

@@ -335,9 +335,12 @@ fn what_outside_systems_have_to_be_told_of_is_kept_until_they_were() {
         archive: Digest::of(b"archive"),
     });
     let next = cluster.next_leader();
-    let untold: Vec<&str> = next.untold().collect();
-    assert_eq!(untold, ["d1", run.as_str()]);
-    let subjects = untold.iter().map(ToString::to_string).collect();
-    cluster.handle(Command::Told { subjects });
-    assert_eq!(cluster.next_leader().untold().count(), 0);
+    let untold: Vec<_> = next.untold(0).collect();
+    assert_eq!(untold, [(1, "d1"), (2, run.as_str())]);
+    cluster.handle(Command::Told { up_to: 1 });
+    let left: Vec<_> = cluster.engine.untold(0).collect();
+    assert_eq!(left, [(2, run.as_str())]);
+    assert_eq!(cluster.next_leader().untold(0).count(), 1);
+    cluster.handle(Command::Told { up_to: 2 });
+    assert_eq!(cluster.next_leader().untold(0).count(), 0);
 }
