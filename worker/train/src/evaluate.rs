@@ -547,7 +547,8 @@ impl Watcher for Stop<'_> {
         self.0.stop_reason()
     }
     fn step(&self, _: f64, _: u32) {}
-    fn epoch(&self, _: &EpochMetrics) {}
+    fn epoch_begins(&self, _: u32) {}
+    fn epoch(&self, _: &EpochMetrics, _: f64) {}
     fn checkpoint(&self, _: &Checkpoint) -> Result<(), TrainError> {
         Ok(())
     }

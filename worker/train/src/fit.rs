@@ -5,10 +5,7 @@
 //! after any step and resumed ends with the same weights, bit for bit on the same backend and
 //! machine, as one that was never stopped.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, time::Instant};
 
 use burn::{
     module::Module,
@@ -39,8 +36,10 @@ pub trait Watcher {
     fn stop(&self) -> Option<StopReason>;
     /// How far it is in all, from 0 to 1, in the given epoch (from 1).
     fn step(&self, fraction: f64, epoch: u32);
-    /// An epoch is done.
-    fn epoch(&self, metrics: &EpochMetrics);
+    /// An epoch (from 1) begins, or goes on where it was left.
+    fn epoch_begins(&self, epoch: u32);
+    /// It is done; so many samples were learned from in a second.
+    fn epoch(&self, metrics: &EpochMetrics, samples_per_second: f64);
     /// Keeps a checkpoint.
     ///
     /// # Errors
@@ -226,16 +225,20 @@ impl<'a> Loop<'a> {
         let epoch = self.progress.epochs_done;
         let order = batches::order(self.job.train.inputs.rows, spec.seed, epoch);
         let skip = usize::try_from(self.progress.steps_done).unwrap_or(usize::MAX);
+        watcher.epoch_begins(epoch + 1);
+        let mut learned = 0;
         for rows in order.chunks(spec.batch_size as usize).skip(skip) {
             if let Some(why) = watcher.stop() {
                 return Err(TrainError::Stopped(why));
             }
             self.step(epoch, rows)?;
+            learned += rows.len();
             let all = self.steps_per_epoch * u64::from(spec.epochs);
             let done = u64::from(epoch) * self.steps_per_epoch + self.progress.steps_done;
             watcher.step(done as f64 / all as f64, epoch + 1);
         }
-        self.end_epoch(epoch, started.elapsed(), watcher)
+        let took = started.elapsed().as_secs_f64();
+        self.end_epoch(epoch, learned as f64 / took.max(1e-9), watcher)
     }
 
     fn step(&mut self, epoch: u32, rows: &[u32]) -> Result<(), TrainError> {
@@ -293,7 +296,7 @@ impl<'a> Loop<'a> {
     fn end_epoch(
         &mut self,
         epoch: u32,
-        took: Duration,
+        samples_per_second: f64,
         watcher: &dyn Watcher,
     ) -> Result<(), TrainError> {
         let last_step = u64::from(epoch + 1) * self.steps_per_epoch - 1;
@@ -333,12 +336,8 @@ impl<'a> Loop<'a> {
             values,
         };
         self.progress.history.push(done.clone());
-        watcher.epoch(&done);
-        tracing::debug!(
-            epoch = epoch + 1,
-            took_ms = took.as_millis() as u64,
-            "epoch"
-        );
+        watcher.epoch(&done, samples_per_second);
+        tracing::debug!(epoch = epoch + 1, samples_per_second, "epoch");
         Ok(())
     }
 

@@ -185,7 +185,8 @@ impl Watcher for Unwatched {
         None
     }
     fn step(&self, _: f64, _: u32) {}
-    fn epoch(&self, _: &EpochMetrics) {}
+    fn epoch_begins(&self, _: u32) {}
+    fn epoch(&self, _: &EpochMetrics, _: f64) {}
     fn checkpoint(&self, _: &Checkpoint) -> Result<(), TrainError> {
         Ok(())
     }

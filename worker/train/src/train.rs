@@ -2,7 +2,7 @@
 //! the loop itself knows nothing of stages.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     time::{Duration, Instant},
 };
 
@@ -18,6 +18,7 @@ use emberline_common::{
 };
 use emberline_data::table::Table;
 use emberline_worker::{
+    StageSpan,
     documents::{EpochMetrics, ModelDocument},
     stage::{
         Input, Produced, ProducedContent, Stage, StageContext, StageError, StageOutput, StopReason,
@@ -356,6 +357,8 @@ struct StageWatcher<'a> {
     subject: &'a str,
     epochs: u32,
     told: Cell<Option<Instant>>,
+    /// Of the epoch that is under way.
+    span: RefCell<Option<StageSpan>>,
 }
 
 impl<'a> StageWatcher<'a> {
@@ -365,6 +368,7 @@ impl<'a> StageWatcher<'a> {
             subject,
             epochs: spec.epochs,
             told: Cell::new(None),
+            span: RefCell::new(None),
         }
     }
 }
@@ -386,7 +390,20 @@ impl Watcher for StageWatcher<'_> {
         }
     }
 
-    fn epoch(&self, metrics: &EpochMetrics) {
+    fn epoch_begins(&self, epoch: u32) {
+        let mut span = self.ctx.span("epoch");
+        span.set("emberline.epoch", i64::from(epoch));
+        self.span.replace(Some(span));
+    }
+
+    fn epoch(&self, metrics: &EpochMetrics, samples_per_second: f64) {
+        if let Some(mut span) = self.span.take() {
+            let values = metrics.values.iter();
+            let values = values.map(|(name, value)| (format!("emberline.{name}"), *value));
+            span.event("metrics", values);
+            span.end();
+        }
+        self.ctx.samples_per_second(samples_per_second);
         let mut line = format!("epoch {}/{}", metrics.epoch, self.epochs);
         for (name, value) in &metrics.values {
             self.ctx.metric(name, u64::from(metrics.epoch), *value);

@@ -37,7 +37,8 @@ impl Watcher for Interrupter {
         }
     }
     fn step(&self, _: f64, _: u32) {}
-    fn epoch(&self, metrics: &EpochMetrics) {
+    fn epoch_begins(&self, _: u32) {}
+    fn epoch(&self, metrics: &EpochMetrics, _: f64) {
         self.epochs.borrow_mut().push(metrics.epoch);
     }
     fn checkpoint(&self, checkpoint: &Checkpoint) -> Result<(), TrainError> {

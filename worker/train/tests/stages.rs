@@ -223,6 +223,76 @@ fn metrics_are_streamed_for_every_epoch() {
     assert!(!context.sink.progress().is_empty());
 }
 
+const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+#[test]
+fn every_epoch_is_a_span_with_what_was_measured() {
+    let (train, validation) = (table(&factory(100, 0)), table(&factory(60, 300)));
+    let context = TestContext::builder()
+        .spec(with(train_spec(), json!({"epochs": 3})))
+        .input("train", ArtifactType::Table, train.path())
+        .input("validation", ArtifactType::Table, validation.path())
+        .traced(TRACEPARENT)
+        .build();
+    Train.run(&context.ctx).unwrap();
+    let spans = context.spans();
+    let mut before = 0;
+    for (epoch, span) in (1..).zip(&spans) {
+        assert_eq!((span.name.as_ref(), span.error.as_deref()), ("epoch", None));
+        let number = span
+            .attributes
+            .iter()
+            .find(|a| a.key.as_str() == "emberline.epoch");
+        assert_eq!(number.unwrap().value, epoch.into());
+        let [event] = span.events.as_slice() else {
+            panic!("{} events", span.events.len());
+        };
+        let measured = |name: &str| event.attributes.iter().any(|a| a.key.as_str() == name);
+        assert!(measured("emberline.train_loss") && measured("emberline.validation_f1"));
+        assert!(before <= span.start.0 && span.start <= span.end);
+        before = span.end.0;
+    }
+    assert_eq!(spans.len(), 3);
+}
+
+#[test]
+fn the_epoch_that_a_stop_interrupts_has_failed_by_it() {
+    let (train, validation) = (table(&factory(300, 0)), table(&factory(60, 300)));
+    let context = TestContext::builder()
+        .spec(with(
+            train_spec(),
+            json!({"epochs": 100_000, "early_stopping": null}),
+        ))
+        .input("train", ArtifactType::Table, train.path())
+        .input("validation", ArtifactType::Table, validation.path())
+        .traced(TRACEPARENT)
+        .build();
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| Train.run(&context.ctx));
+        while context.sink.series("train_loss").is_empty() && !running.is_finished() {
+            std::thread::yield_now();
+        }
+        context.stop(StopReason::Cancelled);
+        assert_eq!(
+            running.join().unwrap().unwrap_err().reason,
+            Reason::Cancelled
+        );
+    });
+    let spans = context.spans();
+    let last = spans.last().unwrap();
+    let reason = last
+        .attributes
+        .iter()
+        .find(|a| a.key.as_str() == "error.type");
+    assert_eq!(reason.unwrap().value, "cancelled".into());
+    assert!(last.error.is_some());
+    assert!(
+        spans[..spans.len() - 1]
+            .iter()
+            .all(|span| span.error.is_none())
+    );
+}
+
 #[test]
 fn a_preempted_attempt_is_resumed_by_the_next_with_the_same_weights() {
     let (train, validation) = (table(&factory(300, 0)), table(&factory(120, 300)));
