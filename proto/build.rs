@@ -10,6 +10,7 @@ const PROTOS: &[&str] = &[
     "emberline/v1/artifacts.proto",
     "emberline/v1/cluster.proto",
     "emberline/v1/deployments.proto",
+    "emberline/v1/dora.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

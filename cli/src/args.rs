@@ -152,6 +152,11 @@ pub enum Command {
     Rollback(RollbackArguments),
     /// Say what is live where.
     Environments,
+    /// Show DORA's metrics of delivery, or explain one deployment's lead time.
+    Dora(DoraArguments),
+    /// Tell the cluster what outside systems know: merged changes, incidents.
+    #[command(subcommand)]
+    Events(EventsCommand),
     /// Show the cluster's leader, workers and queue.
     #[command(subcommand)]
     Cluster(ClusterCommand),
@@ -417,6 +422,53 @@ pub struct RollbackArguments {
     /// Only if this deployment is what is live.
     #[arg(long, value_name = "DEPLOYMENT")]
     pub expected: Option<String>,
+}
+
+/// Which metrics of delivery.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct DoraArguments {
+    /// Explain one lead time instead.
+    #[command(subcommand)]
+    pub command: Option<DoraCommand>,
+    /// Where the window begins: a time, a date, or how long ago (`7d`); by default 30 days before its end.
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+    /// Where the window ends; by default now.
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<String>,
+    /// Only deployments of this pipeline.
+    #[arg(long)]
+    pub pipeline: Option<String>,
+    /// Only deployments into this environment.
+    #[arg(long)]
+    pub environment: Option<String>,
+    /// Count rollbacks as deployments, too.
+    #[arg(long)]
+    pub include_rollbacks: bool,
+    /// How long after it became live a deployment can fail; by default 24h.
+    #[arg(long, value_name = "DURATION")]
+    pub failure_window: Option<DurationText>,
+}
+
+/// What to explain.
+#[derive(Debug, Subcommand)]
+pub enum DoraCommand {
+    /// Cut a deployment's lead time into segments that add up to it.
+    Explain {
+        /// Its id, e.g. `d17`.
+        deployment: String,
+    },
+}
+
+/// What to tell.
+#[derive(Debug, Subcommand)]
+pub enum EventsCommand {
+    /// Send CDEvents (`change.merged`, `incident.detected`, `incident.resolved`) from a file.
+    Send {
+        /// The file with one JSON object after the other; `-` for standard input.
+        file: PathBuf,
+    },
 }
 
 /// What to do to a cluster.

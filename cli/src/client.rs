@@ -8,8 +8,8 @@ use std::{
 use emberline_proto::v1::{
     GetClusterStatusRequest, artifact_service_client::ArtifactServiceClient,
     cluster_service_client::ClusterServiceClient,
-    deployment_service_client::DeploymentServiceClient, model_service_client::ModelServiceClient,
-    run_service_client::RunServiceClient,
+    deployment_service_client::DeploymentServiceClient, dora_service_client::DoraServiceClient,
+    model_service_client::ModelServiceClient, run_service_client::RunServiceClient,
 };
 
 use crate::{
@@ -119,6 +119,11 @@ impl Cluster {
     /// Deployments and environments.
     pub fn deployments(&self) -> DeploymentServiceClient<LeaderChannel> {
         DeploymentServiceClient::new(self.channel.clone()).max_decoding_message_size(64 << 20)
+    }
+
+    /// The metrics of delivery, and what feeds them.
+    pub fn dora(&self) -> DoraServiceClient<LeaderChannel> {
+        DoraServiceClient::new(self.channel.clone()).max_decoding_message_size(64 << 20)
     }
 
     /// The cluster itself.

@@ -125,6 +125,7 @@ impl EmbeddedCluster {
             advertise: None,
             telemetry: telemetry::get(),
             spans: telemetry::spans(),
+            trace_url: telemetry::trace_url(),
             events,
             one_of_many: false,
         };

@@ -63,14 +63,21 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
     cells.iter().try_for_each(|row| print(row))
 }
 
-/// A length of time for people: `0.42s`, `12.3s`, `4m05s`, `2h03m`.
+/// A length of time for people: `0.42s`, `12.3s`, `4m05s`, `2h03m`, `3d04h`.
 pub fn duration(time: Duration) -> String {
     let seconds = time.as_secs_f64();
     match seconds {
         s if s < 10.0 => format!("{s:.2}s"),
         s if s < 100.0 => format!("{s:.1}s"),
         s if s < 3600.0 => format!("{}m{:02}s", time.as_secs() / 60, time.as_secs() % 60),
-        _ => format!("{}h{:02}m", time.as_secs() / 3600, time.as_secs() / 60 % 60),
+        s if s < 172_800.0 => {
+            format!("{}h{:02}m", time.as_secs() / 3600, time.as_secs() / 60 % 60)
+        }
+        _ => format!(
+            "{}d{:02}h",
+            time.as_secs() / 86_400,
+            time.as_secs() / 3600 % 24
+        ),
     }
 }
 
@@ -105,6 +112,8 @@ mod tests {
     fn times_and_sizes_are_short() {
         assert_eq!(duration(Duration::from_millis(420)), "0.42s");
         assert_eq!(duration(Duration::from_secs(245)), "4m05s");
+        assert_eq!(duration(Duration::from_secs(47 * 3600)), "47h00m");
+        assert_eq!(duration(Duration::from_secs(49 * 3600)), "2d01h");
         assert_eq!(bytes(1536), "1.5 KiB");
         assert_eq!(bytes(7), "7 B");
     }

@@ -84,6 +84,12 @@ pub fn spans() -> Spans {
     template.map_or_else(Spans::default, Spans::new)
 }
 
+/// Where a trace can be looked at, if `EMBERLINE_TRACE_URL` says so: with `{trace_id}` in it.
+pub fn trace_url() -> Option<String> {
+    let template = std::env::var("EMBERLINE_TRACE_URL").ok();
+    template.filter(|template| template.contains("{trace_id}"))
+}
+
 /// Exports what is left.
 pub async fn end() {
     get().shutdown(END_WITHIN).await;

@@ -11,11 +11,11 @@
 
 use std::{fmt, time::Duration};
 
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 use crate::{
     ids::{DeploymentId, EnvironmentName, ModelName, PipelineName, RunId, TaskName},
-    time::Timestamp,
+    time::{Timestamp, rfc3339},
     trace::TraceId,
 };
 
@@ -60,15 +60,21 @@ impl DoraQuery {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DoraReport {
     /// The first instant that counts.
+    #[serde(with = "rfc3339")]
     pub since: Timestamp,
     /// The first instant that does not count any more; never in the future.
+    #[serde(with = "rfc3339")]
     pub until: Timestamp,
     /// Whether rollbacks count as deployments too.
     pub include_rollbacks: bool,
     /// How long after it became live a deployment can fail, in microseconds.
     pub failure_window_micros: u64,
     /// Deployments before this were forgotten: the window reaches further back than the records.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        with = "rfc3339::option",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub forgotten_before: Option<Timestamp>,
     /// One for each pipeline and environment that fit and that ever had a deployment, in the order of
     /// their names.
@@ -284,16 +290,17 @@ pub struct CarriedChange {
     /// The commit's id, or the SHA-256 of the pipeline's text.
     pub revision: String,
     /// When it was committed.
+    #[serde(with = "rfc3339")]
     pub committed_at: Timestamp,
     /// From then to its being live, in microseconds.
     pub lead_micros: u64,
 }
 
 /// Where the lead time of one deployment went.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeadTimeExplanation {
     /// The deployment.
-    #[serde(serialize_with = "shown")]
+    #[serde(serialize_with = "shown", deserialize_with = "read")]
     pub deployment: DeploymentId,
     /// The pipeline.
     pub pipeline: PipelineName,
@@ -308,12 +315,14 @@ pub struct LeadTimeExplanation {
     /// The trace of all of it.
     pub trace_id: TraceId,
     /// What the run was started for.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
     /// When the first segment begins: the commit of `revision`, else when the run was accepted or the
     /// rollback asked for.
+    #[serde(with = "rfc3339")]
     pub began_at: Timestamp,
     /// When the last segment ends: the version was live, or was given up.
+    #[serde(with = "rfc3339")]
     pub finished_at: Timestamp,
     /// All of it, in microseconds: exactly the sum of the segments.
     pub total_micros: u64,
@@ -324,7 +333,7 @@ pub struct LeadTimeExplanation {
     /// Whether points in time were moved, because the clocks that told them differ.
     pub skewed: bool,
     /// One line for people: what is not known, or is not as usual.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub note: String,
 }
 
@@ -332,21 +341,39 @@ fn shown<S: Serializer>(id: &DeploymentId, serializer: S) -> Result<S::Ok, S::Er
     serializer.collect_str(id)
 }
 
+fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DeploymentId, D::Error> {
+    let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+    text.parse().map_err(D::Error::custom)
+}
+
 /// A piece of a lead time.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Segment {
     /// What happened meanwhile.
     pub kind: SegmentKind,
     /// The task that it is about, if any.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task: Option<TaskName>,
     /// The attempt of that task, if any.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<u32>,
     /// When it begins: where the segment before it ends.
+    #[serde(with = "rfc3339")]
     pub from: Timestamp,
     /// How long it is, in microseconds.
     pub micros: u64,
+}
+
+/// What the page about a run tells of delivery.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Delivery {
+    /// Where the run's trace can be looked at; empty if nobody has said where.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub trace_url: String,
+    /// What the run has deployed so far, each with its lead time explained.
+    pub deployments: Vec<LeadTimeExplanation>,
+    /// The metrics of its pipeline.
+    pub metrics: DoraReport,
 }
 
 named!(

@@ -21,6 +21,13 @@ impl Timestamp {
         )
     }
 
+    /// So much earlier; 1970 at the earliest.
+    #[must_use]
+    pub fn before(self, by: Duration) -> Self {
+        let by = u64::try_from(by.as_micros()).unwrap_or(u64::MAX);
+        Self(self.0.saturating_sub(by))
+    }
+
     /// The time from `earlier` to here; zero if `earlier` is later.
     #[must_use]
     pub const fn since(self, earlier: Self) -> Duration {
@@ -57,6 +64,63 @@ impl fmt::Display for Timestamp {
         match jiff::Timestamp::from_microsecond(micros) {
             Ok(at) => write!(f, "{at:.3}"),
             Err(_) => write!(f, "{}us", self.0),
+        }
+    }
+}
+
+/// For `#[serde(with)]`: a point in time as text that people and other programs read.
+pub mod rfc3339 {
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    use super::Timestamp;
+
+    /// Writes RFC 3339 to the microsecond.
+    ///
+    /// # Errors
+    /// The serializer's.
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it so")]
+    pub fn serialize<S: Serializer>(at: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&at.exact())
+    }
+
+    /// Reads RFC 3339.
+    ///
+    /// # Errors
+    /// If it is no time, or one before 1970.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        Timestamp::parse(&text).ok_or_else(|| D::Error::custom("no time of RFC 3339"))
+    }
+
+    /// The same for what may be missing.
+    pub mod option {
+        use serde::{Deserialize, Deserializer, Serialize as _, Serializer};
+
+        use super::Timestamp;
+
+        #[derive(Deserialize)]
+        struct At(#[serde(with = "super")] Timestamp);
+
+        /// Writes RFC 3339 to the microsecond, or null.
+        ///
+        /// # Errors
+        /// The serializer's.
+        #[allow(clippy::ref_option, reason = "serde asks for it so")]
+        pub fn serialize<S: Serializer>(
+            at: &Option<Timestamp>,
+            serializer: S,
+        ) -> Result<S::Ok, S::Error> {
+            at.map(Timestamp::exact).serialize(serializer)
+        }
+
+        /// Reads RFC 3339, or null.
+        ///
+        /// # Errors
+        /// If it is no time, or one before 1970.
+        pub fn deserialize<'de, D: Deserializer<'de>>(
+            deserializer: D,
+        ) -> Result<Option<Timestamp>, D::Error> {
+            Ok(Option::<At>::deserialize(deserializer)?.map(|At(at)| at))
         }
     }
 }

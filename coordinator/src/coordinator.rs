@@ -19,6 +19,7 @@ use tokio::{
 
 use crate::{
     attend,
+    delivery_gauges::DeliveryGauges,
     engine::api::EngineConfig,
     events::EventsConfig,
     runtime::{Runtime, counters::Counts},
@@ -58,6 +59,8 @@ pub struct CoordinatorConfig {
     pub telemetry: Telemetry,
     /// What its spans are made with.
     pub spans: Spans,
+    /// Where a trace can be looked at, with `{trace_id}`; for the page about a run.
+    pub trace_url: Option<String>,
     /// Where it tells what happens.
     pub events: EventsConfig,
 }
@@ -178,6 +181,7 @@ impl Coordinator {
         }
         let (told, leading) = watch::channel(None);
         let terms = Terms {
+            delivery: DeliveryGauges::new(&config.telemetry),
             config,
             candidate,
             role,
@@ -269,6 +273,7 @@ struct Terms {
     candidate: Candidate,
     role: Role,
     told: watch::Sender<Option<Runtime>>,
+    delivery: DeliveryGauges,
     stop: Tasks,
 }
 
@@ -330,7 +335,7 @@ impl Terms {
         tokio::pin!(over);
         let stopping = self.stop.stopping();
         let begun = tokio::select! {
-            begun = Term::begin(&self.config, epoch, &self.candidate.address) => begun,
+            begun = Term::begin(&self.config, epoch, &self.candidate.address, &self.delivery) => begun,
             () = stopping.cancelled() => {
                 // The lease ends by itself if this fails.
                 let _ = store.resign(epoch).await;
@@ -353,7 +358,7 @@ impl Terms {
                 };
             }
         };
-        self.role.lead(term.routes()).await;
+        self.role.lead(term.answering()).await;
         self.told.send_replace(Some(term.runtime().clone()));
         let end = tokio::select! {
             () = stopping.cancelled() => End::Stop,

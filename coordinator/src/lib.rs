@@ -7,6 +7,7 @@
 pub mod archive;
 mod attend;
 mod coordinator;
+mod delivery_gauges;
 pub mod dora;
 pub mod engine;
 pub mod events;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use emberline_common::{
+    delivery::Deployment,
     ids::{Digest, InvalidId, RunId},
     run_view::{RunSummary, RunView},
 };
@@ -122,6 +123,15 @@ impl Lookup {
             Place::Live(_) => Ok(None),
             Place::Ended(_, digest) => Ok(Some(self.archive.load(digest).await?)),
         }
+    }
+
+    /// All deployments that are remembered, in the order of their ids.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Busy`], [`RuntimeError::Stopped`].
+    pub async fn deployments(&self) -> Result<Vec<Arc<Deployment>>, RuntimeError> {
+        let all = |engine: &Engine| engine.deployments().cloned().collect();
+        self.runtime.read(all).await
     }
 
     /// One page of runs, newest first: those behind `after` that `keep` accepts. Says whether there

@@ -7,17 +7,23 @@
 use std::{collections::HashMap, time::Duration};
 
 use emberline_common::{
+    dora::{DoraQuery, WINDOW},
     failure::Reason,
     ids::RunId,
     run_view::{RunState, RunSummary, TaskState, TaskView},
     telemetry::cache_hits,
+    time::Timestamp,
 };
 use opentelemetry::{
     KeyValue,
     metrics::{Counter, Gauge, Histogram, Meter, UpDownCounter},
 };
+use tokio::time::Instant;
 
 use crate::{
+    delivery_gauges::DeliveryGauges,
+    dora,
+    engine::Engine,
     runtime::{
         Runtime,
         observer::{Observed, Observing},
@@ -27,6 +33,8 @@ use crate::{
 
 /// How often queue and workers are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often the metrics of delivery are computed although nothing was deployed: their window moves.
+const MEASURE_EVERY: Duration = Duration::from_secs(60);
 /// Bounds for what should take milliseconds, in seconds.
 const FAST: [f64; 13] = [
     0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 30.0,
@@ -109,17 +117,22 @@ pub(crate) struct Metrics {
     live: HashMap<RunId, (String, RunState)>,
     /// Workers by state, as counted up last.
     workers: [i64; 3],
+    delivery: DeliveryGauges,
+    /// When the metrics of delivery are to be computed next.
+    measure_at: Instant,
 }
 
 const WORKER_STATES: [&str; 3] = ["available", "busy", "offline"];
 
 impl Metrics {
-    pub(crate) fn new(meter: &Meter, runtime: Runtime) -> Self {
+    pub(crate) fn new(meter: &Meter, delivery: DeliveryGauges, runtime: Runtime) -> Self {
         Self {
             instruments: Instruments::new(meter),
             runtime,
             live: HashMap::new(),
             workers: [0; 3],
+            delivery,
+            measure_at: Instant::now(),
         }
     }
 
@@ -133,14 +146,40 @@ impl Metrics {
                     Some(batch) => batch.iter().for_each(|observed| self.observe(observed)),
                     None => break,
                 },
-                _ = look.tick() => self.look().await,
+                _ = look.tick() => {
+                    self.look().await;
+                    if self.measure_at <= Instant::now() {
+                        self.measure().await;
+                    }
+                }
             }
         }
+        self.delivery.show(None);
         for (pipeline, state) in std::mem::take(&mut self.live).into_values() {
             self.instruments.active.add(-1, &of_run(&pipeline, state));
         }
         self.count_workers([0; 3]);
         self.instruments.queue.record(0, &[]);
+    }
+
+    async fn measure(&mut self) {
+        self.measure_at = Instant::now() + MEASURE_EVERY;
+        let all = |engine: &Engine| engine.deployments().cloned().collect::<Vec<_>>();
+        // What cannot be read now is read the next time, or never again.
+        let Ok(deployments) = self.runtime.read(all).await else {
+            return;
+        };
+        let measured = tokio::task::spawn_blocking(move || {
+            let now = Timestamp::now();
+            dora::measure(
+                &deployments,
+                &DoraQuery::within(now.before(WINDOW), now),
+                now,
+            )
+        });
+        if let Ok(report) = measured.await {
+            self.delivery.show(Some(report));
+        }
     }
 
     fn observe(&mut self, observed: &Observed) {
@@ -150,7 +189,8 @@ impl Metrics {
             Observed::Committed { took, .. } => self.instruments.commit.record(seconds(took), &[]),
             Observed::Run(run) => self.run_changed(run),
             Observed::Task(task) => self.task_ended(task),
-            Observed::Deployment(_) | Observed::Ended(_) => {}
+            Observed::Deployment(_) => self.measure_at = Instant::now(),
+            Observed::Ended(_) => {}
         }
     }
 

@@ -17,11 +17,11 @@ use emberline_common::{
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tonic::service::Routes;
 
 use crate::{
     CoordinatorConfig, CoordinatorError,
     archive::{self, Archive},
+    delivery_gauges::DeliveryGauges,
     engine::{Engine, api::Observe},
     events::Tellers,
     gc::Collector,
@@ -38,7 +38,7 @@ use crate::{
         pump::{Parts, Pump, PumpError},
         watchers::Watchers,
     },
-    services::{Context, server},
+    services::{Context, role::Answering, server},
     store::{Record, SCHEMA_KEY, check_schema},
     tasks::Tasks,
     tenure::{self, Tenure},
@@ -60,7 +60,7 @@ pub(crate) struct Term {
     /// Until its end is noted.
     tenure: Option<Tenure>,
     runtime: Runtime,
-    routes: Routes,
+    answering: Answering,
     tellers: Tellers,
     tasks: Tasks,
     /// Cancelled when nothing more is decided.
@@ -76,6 +76,7 @@ impl Term {
         config: &CoordinatorConfig,
         epoch: Epoch,
         address: &str,
+        delivery: &DeliveryGauges,
     ) -> Result<Self, CoordinatorError> {
         let store = Arc::clone(&config.store);
         check_schema(store.as_ref(), epoch).await?;
@@ -163,7 +164,7 @@ impl Term {
             });
         }
         if let Some(measured) = measured {
-            let metrics = Metrics::new(&telemetry.meter(), runtime.clone());
+            let metrics = Metrics::new(&telemetry.meter(), delivery.clone(), runtime.clone());
             tasks.spawn("metrics", async move {
                 metrics.run(measured).await;
                 Ok(())
@@ -215,14 +216,20 @@ impl Term {
             clock,
             run_ids: RunIds::default(),
             address: address.to_owned(),
+            events_source: config.events.source.clone(),
+            trace_url: config.trace_url.clone(),
             heartbeat_interval: config.heartbeat_interval,
             worker_grace: config.engine.worker_grace,
         };
+        let context = Arc::new(context);
         Ok(Self {
             epoch,
             tenure: Some(tenure),
             runtime,
-            routes: server::routes(&Arc::new(context)),
+            answering: Answering {
+                routes: server::routes(&context),
+                context,
+            },
             tellers,
             tasks,
             decided,
@@ -230,8 +237,8 @@ impl Term {
     }
 
     /// What answers calls in this term.
-    pub(crate) fn routes(&self) -> Routes {
-        self.routes.clone()
+    pub(crate) fn answering(&self) -> Answering {
+        self.answering.clone()
     }
 
     /// The way to its engine.
@@ -271,14 +278,14 @@ impl Term {
         self.stop_deciding().await;
         let Self {
             tasks,
-            routes,
+            answering,
             runtime,
             tellers,
             epoch,
             ..
         } = self;
         // They hold what the last tasks wait for.
-        drop((routes, runtime, tellers));
+        drop((answering, runtime, tellers));
         let ended = tasks.join(END_WITHIN).await;
         tracing::info!(%epoch, "the term has ended");
         match tasks.failure() {

@@ -15,6 +15,7 @@ use std::{
 
 use emberline_common::{
     artifact::{ArtifactError, ArtifactStore, Manifest, check_path},
+    dora::Delivery,
     failure::{Failure, Reason},
     ids::{ArtifactName, AttemptId, Digest, PipelineName, StageKind, TaskName},
     resources::Resources,
@@ -25,6 +26,7 @@ use emberline_common::{
 };
 use emberline_proto::v1 as pb;
 use futures::{StreamExt, TryStreamExt, stream};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::{
     runtime::Handle,
@@ -73,6 +75,7 @@ struct Job {
     timeout: Option<Duration>,
     base_dir: PathBuf,
     run_view: Option<Arc<RunView>>,
+    delivery: Option<Arc<Delivery>>,
     traceparent: String,
     stage: Arc<dyn Stage>,
 }
@@ -198,13 +201,8 @@ impl Runner {
             outputs.push((name, artifact_type));
         }
         outputs.sort_unstable_by(|a, b| a.0.cmp(&b.0));
-        let run_view = if message.run_json.is_empty() {
-            None
-        } else {
-            let view = serde_json::from_str(&message.run_json)
-                .map_err(|e| WireError::new("run_json", e.to_string()))?;
-            Some(Arc::new(view))
-        };
+        let run_view = from_json("run_json", &message.run_json)?;
+        let delivery = from_json("delivery_json", &message.delivery_json)?;
         Ok(Job {
             id,
             pipeline: wire::id("pipeline", &message.pipeline)?,
@@ -216,6 +214,7 @@ impl Runner {
             timeout: (message.timeout_ms > 0).then(|| Duration::from_millis(message.timeout_ms)),
             base_dir: message.base_dir.into(),
             run_view,
+            delivery,
             traceparent: message.traceparent,
             stage,
         })
@@ -316,6 +315,7 @@ impl Runner {
             work_dir: work_dir.to_path_buf(),
             resources: job.resources,
             run_view: job.run_view,
+            delivery: job.delivery,
             traceparent: job.traceparent,
             telemetry: telemetry.clone(),
             sink: sink.clone(),
@@ -554,6 +554,15 @@ async fn until_stopped<T>(
         result = work => result,
         why = stopped(stop.clone()) => Err(stop_error(why)),
     }
+}
+
+/// What the leader tells as JSON, if it tells anything.
+fn from_json<T: DeserializeOwned>(field: &str, text: &str) -> Result<Option<Arc<T>>, WireError> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let told = serde_json::from_str(text).map_err(|e| WireError::new(field, e.to_string()))?;
+    Ok(Some(Arc::new(told)))
 }
 
 fn stop_error(why: StopReason) -> StageError {

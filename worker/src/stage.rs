@@ -13,6 +13,7 @@ use std::{
 
 pub use emberline_common::attempt_log::LogSource;
 use emberline_common::{
+    dora::Delivery,
     failure::Reason,
     ids::{ArtifactName, AttemptId, Digest, PipelineName, StageKind, TaskName},
     resources::Resources,
@@ -265,6 +266,8 @@ pub struct StageContext {
     pub resources: Resources,
     /// What earlier tasks of the run did; for `report` and `deploy`.
     pub run_view: Option<Arc<RunView>>,
+    /// What there is to tell of delivery; for `report`.
+    pub delivery: Option<Arc<Delivery>>,
     /// W3C `traceparent` of the attempt; may be empty.
     pub traceparent: String,
     /// Spans below the attempt's, and figures.

@@ -27,6 +27,7 @@ use std::{
 };
 
 use emberline_common::{
+    dora::Delivery,
     ids::{ArtifactName, AttemptId, Digest, PipelineName, RunId, TaskName},
     resources::Resources,
     run_view::{ArtifactRef, RunView},
@@ -214,6 +215,7 @@ pub struct TestContextBuilder {
     base_dir: Option<PathBuf>,
     resources: Option<Resources>,
     run_view: Option<Arc<RunView>>,
+    delivery: Option<Arc<Delivery>>,
     checkpoints: Option<Arc<MemoryCheckpoints>>,
     task: Option<TaskName>,
     traceparent: String,
@@ -312,6 +314,13 @@ impl TestContextBuilder {
         self
     }
 
+    /// What there is to tell of delivery.
+    #[must_use]
+    pub fn delivery(mut self, delivery: Delivery) -> Self {
+        self.delivery = Some(Arc::new(delivery));
+        self
+    }
+
     /// The task's name; `task` by default.
     #[must_use]
     pub fn task(mut self, task: &str) -> Self {
@@ -383,6 +392,7 @@ impl TestContextBuilder {
                     gpus: 0,
                 }),
                 run_view: self.run_view,
+                delivery: self.delivery,
                 traceparent: self.traceparent,
                 telemetry,
                 sink: sink.clone(),

@@ -110,6 +110,7 @@ pub async fn coordinator(
         advertise: arguments.advertise.clone(),
         telemetry: telemetry::get(),
         spans: telemetry::spans(),
+        trace_url: telemetry::trace_url(),
         events,
         one_of_many: true,
     };

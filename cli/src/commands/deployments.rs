@@ -11,7 +11,7 @@ use super::runs::{time, trace_link};
 use crate::{
     args::{ClusterArguments, DeploymentsCommand, Format},
     client::Cluster,
-    exit::Exit,
+    moment::moment,
     output::{self, clean},
 };
 
@@ -27,7 +27,11 @@ pub async fn deployments(
 ) -> anyhow::Result<()> {
     // What is wrong is told before anything is started.
     let began_at = match &command {
-        DeploymentsCommand::MarkFailed { since, .. } => since.as_deref().map(moment).transpose()?,
+        DeploymentsCommand::MarkFailed { since, .. } => {
+            let now = Timestamp::now();
+            let began = since.as_deref().map(|text| moment("--since", text, now));
+            began.transpose()?
+        }
         _ => None,
     };
     let cluster = Cluster::connect(arguments, 0).await?;
@@ -61,15 +65,6 @@ pub async fn deployments(
     };
     let closed = cluster.close().await;
     outcome.and(closed)
-}
-
-/// A time that a person has written.
-fn moment(text: &str) -> Result<Timestamp, Exit> {
-    Timestamp::parse(text).ok_or_else(|| {
-        Exit::input(format!(
-            "`--since {text}` is no time: write it as in RFC 3339, e.g. `2026-11-23T10:00:00Z`"
-        ))
-    })
 }
 
 async fn list(

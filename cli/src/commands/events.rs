@@ -1,14 +1,104 @@
 //! `events`: what happens here is told to others, and what others tell is taken in.
 
-use std::path::PathBuf;
+use std::{
+    io::Read as _,
+    path::{Path, PathBuf},
+};
 
 use emberline_common::spec::ByteSize;
 use emberline_coordinator::events::{EventsConfig, Outlet, OutletError};
+use emberline_proto::v1::TakeEventRequest;
+use serde_json::{Value, json};
 
 use crate::{
-    args::{ClusterArguments, EventsArguments},
+    args::{ClusterArguments, EventsArguments, EventsCommand, Format},
+    client::Cluster,
     exit::Exit,
+    output::{self, clean},
 };
+
+/// The most that is read from a file, in bytes.
+const MAX_FILE_BYTES: u64 = 64 << 20;
+
+/// Does one of them.
+pub async fn events(
+    arguments: &ClusterArguments,
+    command: EventsCommand,
+    quiet: bool,
+    format: Format,
+) -> anyhow::Result<()> {
+    let EventsCommand::Send { file } = command;
+    // What is wrong is told before anything is started.
+    let events = read(&file)?;
+    let cluster = Cluster::connect(arguments, 0).await?;
+    let outcome = send(&cluster, &events, quiet, format).await;
+    let closed = cluster.close().await;
+    outcome.and(closed)
+}
+
+/// The events in a file, one JSON object after the other.
+fn read(file: &Path) -> Result<Vec<Value>, Exit> {
+    let shown = file.display();
+    let unreadable = |e: &dyn std::fmt::Display| Exit::input(format!("cannot read `{shown}`: {e}"));
+    let mut text = String::new();
+    let read = match file.as_os_str() == "-" {
+        true => std::io::stdin()
+            .take(MAX_FILE_BYTES)
+            .read_to_string(&mut text),
+        false => std::fs::File::open(file)
+            .and_then(|file| file.take(MAX_FILE_BYTES).read_to_string(&mut text)),
+    };
+    read.map_err(|e| unreadable(&e))?;
+    if text.len() as u64 == MAX_FILE_BYTES {
+        return Err(unreadable(&"it has more than 64 MiB; send it in parts"));
+    }
+    let events = serde_json::Deserializer::from_str(&text).into_iter();
+    let events: Vec<Value> = events
+        .collect::<Result<_, _>>()
+        .map_err(|e| Exit::input(format!("{shown}:{}:{}: no JSON: {e}", e.line(), e.column())))?;
+    if events.is_empty() {
+        return Err(Exit::input(format!("`{shown}` holds no event")));
+    }
+    Ok(events)
+}
+
+/// Sends them in order, and stops at the first one that is refused.
+async fn send(
+    cluster: &Cluster,
+    events: &[Value],
+    quiet: bool,
+    format: Format,
+) -> anyhow::Result<()> {
+    let mut told = Vec::new();
+    let mut refused = None;
+    for (number, event) in (1..).zip(events) {
+        let request = TakeEventRequest {
+            event_json: event.to_string(),
+        };
+        let answer = match cluster.dora().take_event(request).await {
+            Ok(answer) => answer.into_inner(),
+            Err(status) => {
+                let mut exit = Exit::from(status);
+                for line in &mut exit.lines {
+                    *line = format!("event {number}: {line}");
+                }
+                refused = Some(exit);
+                break;
+            }
+        };
+        if format == Format::Text && !quiet {
+            output::line(match answer.noted {
+                true => format!("event {number}: noted"),
+                false => format!("event {number}: not noted, {}", clean(&answer.why)),
+            })?;
+        }
+        told.push(json!({ "noted": answer.noted, "why": answer.why }));
+    }
+    if format == Format::Json {
+        output::json(&told)?;
+    }
+    refused.map_or(Ok(()), |exit| Err(exit.into()))
+}
 
 impl EventsArguments {
     /// Where events go.

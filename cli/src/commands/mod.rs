@@ -9,6 +9,7 @@ mod coordinator;
 mod deployments;
 mod dev;
 mod doctor;
+mod dora;
 mod events;
 mod init;
 mod models;
@@ -51,6 +52,8 @@ pub async fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
             deployments::deployments(&cluster, command, quiet, format).await
         }
         Command::Rollback(what) => rollback::rollback(&cluster, what, quiet, format).await,
+        Command::Dora(what) => dora::dora(&cluster, what, format).await,
+        Command::Events(command) => events::events(&cluster, command, quiet, format).await,
         Command::Environments => rollback::environments(&cluster, format).await,
         Command::Cluster(command) => cluster::cluster(&cluster, &command, format).await,
         Command::Workers(command) => workers::workers(&cluster, command, quiet, format).await,

@@ -21,6 +21,7 @@ use crate::{
     output::{self, clean, duration},
     progress::{between, reason_name},
     reopen::Reopen,
+    telemetry,
 };
 
 /// Does one of them.
@@ -227,16 +228,10 @@ fn earlier_rows(task: &TaskView) -> impl Iterator<Item = Vec<String>> {
     })
 }
 
-/// Where a trace can be looked at, if `EMBERLINE_TRACE_URL` says so: with `{trace_id}` in it.
-pub fn trace_template() -> Option<String> {
-    let template = std::env::var("EMBERLINE_TRACE_URL").ok();
-    template.filter(|template| template.contains("{trace_id}"))
-}
-
 /// A trace's id, with where to look at it.
 pub fn trace_link(trace: &str) -> String {
     let id = clean(trace);
-    match trace_template() {
+    match telemetry::trace_url() {
         Some(template) => format!("{id}  {}", clean(&template.replace("{trace_id}", trace))),
         None => id,
     }
@@ -459,7 +454,7 @@ pub fn summary_json(run: &RunSummary) -> Value {
         "change": run.change.as_ref().map(change_json),
         "repairs": run.repairs,
         "trace_id": run.trace_id,
-        "trace_url": trace_template().map(|t| t.replace("{trace_id}", &run.trace_id)),
+        "trace_url": telemetry::trace_url().map(|t| t.replace("{trace_id}", &run.trace_id)),
     })
 }
 

@@ -9,7 +9,7 @@ use emberline_proto::v1::{
 use serde_json::{Map, Value};
 use tokio_stream::StreamExt as _;
 
-use super::runs::{run_json, trace_link, trace_template};
+use super::runs::{run_json, trace_link};
 use crate::{
     args::Format,
     client::Cluster,
@@ -17,6 +17,7 @@ use crate::{
     fetch,
     output::{self, clean, duration},
     progress::{between, reason_name},
+    telemetry,
 };
 
 /// Lines of a failed task's log that are shown.
@@ -100,7 +101,7 @@ async fn tell_people(
     {
         tell_model(cluster, &summary.run, task).await?;
     }
-    if trace_template().is_some() {
+    if telemetry::trace_url().is_some() {
         output::line(format!("  trace: {}", trace_link(&summary.trace_id)))?;
     }
     if let Some(path) = report {

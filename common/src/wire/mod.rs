@@ -20,6 +20,7 @@ use crate::{
 };
 
 mod delivery;
+mod dora;
 
 pub use delivery::{change, deployment, without_credentials};
 

@@ -280,6 +280,8 @@ pub struct Assignment {
     pub outputs: Vec<(ArtifactName, ArtifactType)>,
     /// What earlier tasks of the run did; only for kinds `report` and `deploy`.
     pub run_view: Option<Box<RunView>>,
+    /// All deployments that are remembered; only for kind `report`.
+    pub deployments: Vec<Arc<Deployment>>,
     /// W3C `traceparent` of the run.
     pub traceparent: String,
     /// When it could have started.

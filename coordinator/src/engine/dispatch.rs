@@ -244,6 +244,10 @@ impl Engine {
                 .map(|(name, kind)| (name.clone(), *kind))
                 .collect(),
             run_view: sees_run.contains(&kind).then(|| Box::new(run.view())),
+            deployments: match kind == BuiltinKind::Report.as_str() {
+                true => self.deployments.values().cloned().collect(),
+                false => Vec::new(),
+            },
             traceparent: run.record.traceparent.clone(),
             ready_at,
         };

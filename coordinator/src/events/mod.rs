@@ -5,14 +5,16 @@
 //! all of that was taken: at least once, with ids that a repeat shares. A place that is dead holds
 //! up nothing but its own teller, and memory stays bounded: the records wait in the state.
 //!
-//! In: [`taken`] reads an event of others and says what the engine is to note of it.
+//! In: [`heard`] reads an event of others and says what the engine is to note of it.
 
 mod event;
+mod heard;
 mod out;
 mod outlets;
 mod records;
 
 pub use event::{Event, EventId, Kind, SPEC_VERSION};
+pub use heard::{EventError, Heard, MAX_EVENT_BYTES, heard};
 pub use outlets::{Outlet, OutletError};
 
 pub(crate) use out::Tellers;

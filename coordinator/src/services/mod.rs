@@ -7,6 +7,7 @@ pub(crate) mod artifacts;
 pub(crate) mod cluster;
 mod connections;
 pub(crate) mod deployments;
+pub(crate) mod dora;
 mod http_pages;
 mod logs;
 pub(crate) mod models;
@@ -51,8 +52,12 @@ pub(crate) struct Context {
     pub(crate) tasks: Tasks,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) run_ids: RunIds,
+    /// The `source` of our own events.
+    pub(crate) events_source: String,
     /// Where this leader serves.
     pub(crate) address: String,
+    /// Where a trace can be looked at, with `{trace_id}`.
+    pub(crate) trace_url: Option<String>,
     pub(crate) leader_since: Timestamp,
     pub(crate) heartbeat_interval: Duration,
     /// How long a session may be silent.

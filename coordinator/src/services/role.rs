@@ -10,7 +10,7 @@ use std::{
 use emberline_common::telemetry::Telemetry;
 use emberline_proto::v1::{
     artifact_service_server, cluster_service_server, deployment_service_server,
-    model_service_server, run_service_server, worker_service_server,
+    dora_service_server, model_service_server, run_service_server, worker_service_server,
 };
 use futures::FutureExt as _;
 use http::{Request, Response};
@@ -19,23 +19,31 @@ use tonic::{body::Body, service::Routes};
 use tonic_health::{ServingStatus, pb::health_server::HealthServer, server::HealthReporter};
 use tower_service::Service;
 
-use super::{http_pages, status};
-use crate::store::StateStore;
+use super::{Context, http_pages, status};
+use crate::store::{Leader, StateStore};
 
 /// The services that only a leader answers.
-const LED: [&str; 6] = [
+const LED: [&str; 7] = [
     run_service_server::SERVICE_NAME,
     worker_service_server::SERVICE_NAME,
     model_service_server::SERVICE_NAME,
     artifact_service_server::SERVICE_NAME,
     cluster_service_server::SERVICE_NAME,
     deployment_service_server::SERVICE_NAME,
+    dora_service_server::SERVICE_NAME,
 ];
+
+/// What answers while this coordinator leads.
+#[derive(Clone)]
+pub(crate) struct Answering {
+    pub(crate) routes: Routes,
+    pub(crate) context: Arc<Context>,
+}
 
 /// The role of this coordinator, as its server sees it. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Role {
-    term: Arc<watch::Sender<Option<Routes>>>,
+    term: Arc<watch::Sender<Option<Answering>>>,
     store: Arc<dyn StateStore>,
     /// Where others reach this coordinator.
     address: Arc<str>,
@@ -67,7 +75,7 @@ impl Role {
     }
 
     /// From now on these services answer.
-    pub(crate) async fn lead(&self, term: Routes) {
+    pub(crate) async fn lead(&self, term: Answering) {
         self.term.send_replace(Some(term));
         self.say(ServingStatus::Serving).await;
     }
@@ -92,16 +100,17 @@ impl Role {
         }
     }
 
-    /// Where the leader is, or why there is none.
-    fn elsewhere(&self) -> tonic::Status {
+    /// Where the leader is, and what to say of it, or why there is none.
+    fn elsewhere(&self) -> (Option<Leader>, tonic::Status) {
         let leader = self.store.watch_leader().borrow().clone();
         // What was seen last may be a term of our own that is over, or has not quite begun.
         let leader = leader.filter(|leader| leader.address != *self.address);
         let trouble = self.store.trouble();
-        status::not_leader(
+        let status = status::not_leader(
             leader.as_ref(),
             trouble.as_ref().map(|trouble| trouble.text.as_str()),
-        )
+        );
+        (leader.filter(|_| trouble.is_none()), status)
     }
 }
 
@@ -141,13 +150,26 @@ impl Service<Request<Body>> for Role {
             let answer = http_pages::metrics(&self.telemetry, request.method());
             return Box::pin(std::future::ready(Ok(answer)));
         }
+        if path == http_pages::EVENTS {
+            let term = self.term.borrow().clone();
+            return match term {
+                Some(term) => http_pages::take_event(term.context, request)
+                    .map(Ok)
+                    .boxed(),
+                None => {
+                    let (leader, status) = self.elsewhere();
+                    let answer = http_pages::elsewhere(leader.as_ref(), &status);
+                    Box::pin(std::future::ready(Ok(answer)))
+                }
+            };
+        }
         let service = path.trim_start_matches('/').split('/').next();
         let mut routes = if service.is_some_and(|service| LED.contains(&service)) {
             let term = self.term.borrow().clone();
             match term {
-                Some(term) => term,
+                Some(term) => term.routes,
                 None => {
-                    let answer = self.elsewhere().into_http();
+                    let answer = self.elsewhere().1.into_http();
                     return Box::pin(std::future::ready(Ok(answer)));
                 }
             }

@@ -4,8 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use emberline_proto::v1::{
     artifact_service_server::ArtifactServiceServer, cluster_service_server::ClusterServiceServer,
-    deployment_service_server::DeploymentServiceServer, model_service_server::ModelServiceServer,
-    run_service_server::RunServiceServer, worker_service_server::WorkerServiceServer,
+    deployment_service_server::DeploymentServiceServer, dora_service_server::DoraServiceServer,
+    model_service_server::ModelServiceServer, run_service_server::RunServiceServer,
+    worker_service_server::WorkerServiceServer,
 };
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -13,7 +14,7 @@ use tonic::{service::Routes, transport::server::Server};
 
 use super::{
     Context, artifacts::Artifacts, cluster::Cluster, connections, deployments::Deployments,
-    models::Models, role::Role, runs::Runs, workers::Workers,
+    dora::Dora, models::Models, role::Role, runs::Runs, workers::Workers,
 };
 use crate::CoordinatorError;
 
@@ -56,10 +57,14 @@ pub(crate) fn routes(context: &Arc<Context>) -> Routes {
             ClusterServiceServer::new(Cluster(shared()))
                 .max_decoding_message_size(MAX_MESSAGE_BYTES),
         );
-    routes.add_service(
-        DeploymentServiceServer::new(Deployments(shared()))
-            .max_decoding_message_size(MAX_MESSAGE_BYTES),
-    );
+    routes
+        .add_service(
+            DeploymentServiceServer::new(Deployments(shared()))
+                .max_decoding_message_size(MAX_MESSAGE_BYTES),
+        )
+        .add_service(
+            DoraServiceServer::new(Dora(shared())).max_decoding_message_size(MAX_MESSAGE_BYTES),
+        );
     routes.routes().prepare()
 }
 

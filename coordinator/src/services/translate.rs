@@ -1,11 +1,17 @@
 //! Between the wire and the engine's own types, where `common` has no word for them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use emberline_common::{
+    delivery::Deployment,
+    dora::Delivery,
     failure::{Failure, Reason},
     ids::{AttemptId, Digest, StageKind},
     run_view::{AttemptTiming, MAX_RESULTS_BYTES, Results, RunView},
+    spec::kinds::BuiltinKind,
     wire,
 };
 use emberline_proto::v1;
@@ -93,7 +99,11 @@ fn report(report: v1::AttemptReport) -> Result<AttemptReport, Status> {
     })
 }
 
-pub(super) fn assignment(assignment: Assignment) -> Result<v1::Assignment, Status> {
+/// What an attempt is handed. `tell` says what its page tells of delivery, if it writes one.
+pub(super) fn assignment(
+    assignment: Assignment,
+    tell: impl FnOnce(&RunView, &[Arc<Deployment>]) -> Delivery,
+) -> Result<v1::Assignment, Status> {
     let json = |what: &str, e: serde_json::Error| {
         Status::internal(format!("the {what} of an assignment has no JSON: {e}"))
     };
@@ -105,6 +115,13 @@ pub(super) fn assignment(assignment: Assignment) -> Result<v1::Assignment, Statu
     let run_json = match &assignment.run_view {
         Some(view) => serde_json::to_string(view).map_err(|e| json("run", e))?,
         None => String::new(),
+    };
+    let delivery_json = match &assignment.run_view {
+        Some(view) if assignment.kind.as_str() == BuiltinKind::Report.as_str() => {
+            let delivery = tell(view, &assignment.deployments);
+            serde_json::to_string(&delivery).map_err(|e| json("delivery", e))?
+        }
+        _ => String::new(),
     };
     let timeout_ms = assignment.timeout.map_or(0, |t| {
         // 0 means no limit, so the shortest limit is 1.
@@ -130,6 +147,7 @@ pub(super) fn assignment(assignment: Assignment) -> Result<v1::Assignment, Statu
         files: assignment.files.iter().map(stage_file).collect(),
         pipeline: assignment.pipeline.to_string(),
         run_json,
+        delivery_json,
         traceparent: assignment.traceparent,
         outputs: assignment
             .outputs

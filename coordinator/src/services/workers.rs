@@ -5,7 +5,7 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use emberline_common::{ids::AttemptId, labels, wire};
+use emberline_common::{delivery::Deployment, ids::AttemptId, labels, run_view::RunView, wire};
 use emberline_proto::{
     WORKER_PROTOCOL_VERSION,
     v1::{
@@ -24,6 +24,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{Answers, Context, status, translate};
 use crate::{
+    dora,
     engine::api::{AttemptReport, Command, Disconnect, SessionId, WorkerHello},
     runtime::{sessions::Outgoing, watchers::Progress},
 };
@@ -423,7 +424,16 @@ impl Speaker {
         let mut part = Vec::new();
         let mut bytes = 0;
         for assignment in assignments {
-            let assignment = translate::assignment(assignment)?;
+            let context = &self.context;
+            let tell = |run: &RunView, deployments: &[Arc<Deployment>]| {
+                dora::delivery(
+                    run,
+                    deployments,
+                    context.trace_url.as_deref(),
+                    context.clock.now(),
+                )
+            };
+            let assignment = translate::assignment(assignment, tell)?;
             let size = assignment.encoded_len();
             if bytes + size > ASSIGNMENTS_BYTES && !part.is_empty() {
                 let assignments = std::mem::take(&mut part);

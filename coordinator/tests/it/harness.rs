@@ -154,6 +154,7 @@ impl Cluster {
             advertise: None,
             telemetry: Default::default(),
             spans: Default::default(),
+            trace_url: None,
             events: Default::default(),
             one_of_many: false,
         };
