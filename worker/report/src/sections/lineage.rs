@@ -28,6 +28,10 @@ fn facts(h: &mut Html, material: &Material<'_>) {
     };
     h.element("dl", &[("class", &"facts")], |h| {
         fact(h, "pipeline revision", |h| digest(h, &run.summary.revision));
+        let trace = run.summary.trace().trace.to_string();
+        let delivery = material.ctx.delivery.as_ref();
+        let url = delivery.map_or("", |delivery| delivery.trace_url.as_str());
+        fact(h, "trace", |h| super::delivery::trace(h, &trace, url));
         for (name, value) in run.summary.params.iter().take(MAX_PARAMS) {
             fact(h, &format!("parameter {name}"), |h| h.text(literal(value)));
         }

@@ -1,6 +1,7 @@
 //! The sections of the page. Each writes nothing at all when it has nothing to tell.
 
 mod data;
+mod delivery;
 mod evaluation;
 pub mod failure;
 mod graph;
@@ -27,7 +28,7 @@ pub struct Section {
 }
 
 /// In the order of the page.
-pub static ALL: [Section; 7] = [
+pub static ALL: [Section; 8] = [
     Section {
         id: "tasks",
         title: "Tasks",
@@ -57,6 +58,11 @@ pub static ALL: [Section; 7] = [
         id: "evaluation",
         title: "Evaluation",
         write: evaluation::write,
+    },
+    Section {
+        id: "delivery",
+        title: "Delivery",
+        write: delivery::write,
     },
     Section {
         id: "lineage",
