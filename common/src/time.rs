@@ -41,6 +41,14 @@ impl Timestamp {
         u64::try_from(at.as_microsecond()).ok().map(Self)
     }
 
+    /// Reads a date as HTTP writes it, e.g. `Sun, 06 Nov 1994 08:49:37 GMT` (RFC 9110, 5.6.7; not its
+    /// two obsolete forms). Times before 1970 are none.
+    #[must_use]
+    pub fn parse_http(text: &str) -> Option<Self> {
+        let at = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text);
+        u64::try_from(at.ok()?.as_microsecond()).ok().map(Self)
+    }
+
     /// RFC 3339 in UTC, to the microsecond: [`Self::parse`] reads the same time from it.
     #[must_use]
     pub fn exact(self) -> String {
@@ -52,7 +60,14 @@ impl Timestamp {
     /// What the wall clock says now. Not for the engine: it is handed its time.
     #[must_use]
     pub fn now() -> Self {
-        let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        std::time::SystemTime::now().into()
+    }
+}
+
+impl From<std::time::SystemTime> for Timestamp {
+    /// A time before 1970 is 1970.
+    fn from(at: std::time::SystemTime) -> Self {
+        let since_epoch = at.duration_since(std::time::UNIX_EPOCH);
         Self(since_epoch.map_or(0, |d| u64::try_from(d.as_micros()).unwrap_or(u64::MAX)))
     }
 }
@@ -122,5 +137,18 @@ pub mod rfc3339 {
         ) -> Result<Option<Timestamp>, D::Error> {
             Ok(Option::<At>::deserialize(deserializer)?.map(|At(at)| at))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_of_http_are_read() {
+        let at = Timestamp::parse("1994-11-06T08:49:37Z");
+        assert!(at.is_some());
+        assert_eq!(Timestamp::parse_http("Sun, 06 Nov 1994 08:49:37 GMT"), at);
+        assert_eq!(Timestamp::parse_http("yesterday"), None);
     }
 }

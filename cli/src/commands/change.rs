@@ -4,7 +4,6 @@
 use std::{
     collections::HashSet,
     path::{Path, PathBuf},
-    time::UNIX_EPOCH,
 };
 
 use emberline_common::{
@@ -97,8 +96,7 @@ async fn in_work_tree(
 /// The pipeline as the change: as old as its file. The server knows its revision.
 fn of_file(file: &Path) -> Change {
     let modified = std::fs::metadata(file).and_then(|m| m.modified()).ok();
-    let modified = modified.and_then(|at| at.duration_since(UNIX_EPOCH).ok());
-    let committed_at = modified.map_or_else(Timestamp::now, |at| Timestamp(0).after(at));
+    let committed_at = modified.map_or_else(Timestamp::now, Timestamp::from);
     Change {
         kind: ChangeKind::Pipeline,
         repository: String::new(),

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use emberline_common::spec::kinds::collect::Source;
+use emberline_common::{spec::kinds::collect::Source, time::Timestamp};
 use rustix::fs::OFlags;
 
 use super::{Snapshot, matches, name_of, one_file_only};
@@ -94,6 +94,8 @@ fn take(
     expected: Option<emberline_common::ids::Digest>,
 ) -> Result<(), StageError> {
     let mut file = open(path)?;
+    let modified = file.metadata().and_then(|metadata| metadata.modified());
+    let modified = modified.ok().map(Timestamp::from);
     let mut incoming = snapshot.begin(name)?;
     let mut piece = vec![0_u8; PIECE_BYTES];
     loop {
@@ -101,7 +103,7 @@ fn take(
             .read(&mut piece)
             .map_err(|e| StageError::io("read", path, e))?;
         if read == 0 {
-            return snapshot.end(incoming, expected);
+            return snapshot.end(incoming, expected, modified);
         }
         snapshot.write(&mut incoming, &piece[..read])?;
     }

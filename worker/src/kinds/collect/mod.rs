@@ -25,6 +25,7 @@ use emberline_common::{
         ArtifactType,
         kinds::{BuiltinKind, CollectSpec, collect::Source},
     },
+    time::Timestamp,
 };
 use serde_json::{Map, Value};
 use sha2::Digest as _;
@@ -55,6 +56,7 @@ impl Stage for Collect {
             names: HashSet::new(),
             bytes: 0,
             limit: spec.max_bytes.map(|limit| limit.0),
+            modified: Some(Timestamp::default()),
         };
         for (index, source) in spec.sources.iter().enumerate() {
             ctx.check_cancelled()?;
@@ -74,6 +76,10 @@ impl Stage for Collect {
         let mut results = Results::new();
         results.insert("files".to_owned(), snapshot.names.len().into());
         results.insert("bytes".to_owned(), snapshot.bytes.into());
+        // When the data arrived, as far as their sources tell.
+        if let Some(modified) = snapshot.modified {
+            results.insert("modified_at".to_owned(), modified.exact().into());
+        }
         let mut metadata = Map::new();
         let urls = spec.sources.iter().map(|source| source.url.as_str().into());
         metadata.insert("sources".to_owned(), Value::Array(urls.collect()));
@@ -170,6 +176,8 @@ struct Snapshot<'a> {
     names: HashSet<String>,
     bytes: u64,
     limit: Option<u64>,
+    /// When the newest file was modified last; none if a source does not tell.
+    modified: Option<Timestamp>,
 }
 
 /// One file on its way into the snapshot.
@@ -225,8 +233,14 @@ impl Snapshot<'_> {
             .map_err(|e| StageError::io("write", &incoming.path, e))
     }
 
-    /// Ends a file: its digest must be the expected one.
-    fn end(&self, incoming: Incoming, expected: Option<Digest>) -> Result<(), StageError> {
+    /// Ends a file: its digest must be the expected one. Its source may know when it was modified.
+    fn end(
+        &mut self,
+        incoming: Incoming,
+        expected: Option<Digest>,
+        modified: Option<Timestamp>,
+    ) -> Result<(), StageError> {
+        self.modified = self.modified.zip(modified).map(|(a, b)| a.max(b));
         let found = Digest::from_hasher(incoming.hasher);
         match expected {
             Some(expected) if expected != found => Err(StageError::data(format!(

@@ -52,6 +52,11 @@ fn web(path: &str, at: SocketAddr) -> Vec<u8> {
     };
     match path {
         "/d/x.csv" | "/d/a%20b.csv" | "/?q=1" => ok(b"a,b\n1,2\n"),
+        "/dated" => {
+            let dated = ok(b"a,b\n1,2\n");
+            let head = b"HTTP/1.1 200 OK\r\nlast-modified: Sun, 06 Nov 1994 08:49:37 GMT\r\n";
+            [&head[..], &dated["HTTP/1.1 200 OK\r\n".len()..]].concat()
+        }
         "/large" => ok(&vec![7; 3 << 20]),
         "/here" => redirect("/d/x.csv".into()),
         "/loop" => redirect("/loop".into()),
@@ -287,4 +292,29 @@ fn patterns_match_as_in_a_shell() {
     ] {
         assert!(!matches(pattern, name), "{pattern} {name}");
     }
+}
+
+#[test]
+fn data_arrived_when_the_newest_source_was_modified_if_all_of_them_tell() {
+    let dir = tempfile::tempdir().unwrap();
+    let old = std::time::UNIX_EPOCH + std::time::Duration::from_secs(86_400);
+    for name in ["a.csv", "b.csv"] {
+        let file = File::create(dir.path().join(name)).unwrap();
+        file.set_modified(old).unwrap();
+    }
+    let web = serve(web);
+    let arrived = |urls: &[String]| {
+        let sources: Vec<_> = urls.iter().map(|url| json!({ "url": url })).collect();
+        let output = collect(dir.path(), json!({ "sources": sources }))
+            .1
+            .unwrap();
+        output.results.get("modified_at").cloned()
+    };
+    let files = ["file:a.csv", "file:b.csv"].map(str::to_owned);
+    assert_eq!(arrived(&files), Some(json!("1970-01-02T00:00:00.000000Z")));
+    let [a, b] = files;
+    let dated = format!("http://{web}/dated");
+    let newest = arrived(&[a.clone(), dated]);
+    assert_eq!(newest, Some(json!("1994-11-06T08:49:37.000000Z")));
+    assert_eq!(arrived(&[a, b, format!("http://{web}/large")]), None);
 }

@@ -9,6 +9,7 @@ use std::{
 use emberline_common::{
     artifact::{StoreFault, explain, open_s3},
     spec::kinds::collect::Source,
+    time::Timestamp,
     tls,
 };
 use futures::{StreamExt, TryStreamExt};
@@ -16,6 +17,7 @@ use object_store::{ObjectStoreExt, path::Path};
 use reqwest::{
     StatusCode,
     dns::{Addrs, Name, Resolve, Resolving},
+    header,
     redirect::Policy,
 };
 use tokio::sync::watch;
@@ -74,12 +76,14 @@ pub(super) async fn http(
             _ => StageError::user(message),
         });
     }
+    let modified = response.headers().get(header::LAST_MODIFIED);
+    let modified = modified.and_then(|at| Timestamp::parse_http(at.to_str().ok()?));
     let mut incoming = snapshot.begin(name_of(source, &last))?;
     loop {
         let piece = or_stop(snapshot, &mut stop, response.chunk()).await?;
         match piece.map_err(|e| request_error(&named, &e))? {
             Some(piece) => snapshot.write(&mut incoming, &piece)?,
-            None => return snapshot.end(incoming, source.sha256),
+            None => return snapshot.end(incoming, source.sha256, modified),
         }
     }
 }
@@ -289,12 +293,14 @@ pub(super) async fn s3(
         let object = or_stop(snapshot, &mut stop, store.get(&key))
             .await?
             .map_err(failed)?;
+        let modified = u64::try_from(object.meta.last_modified.timestamp_micros());
+        let modified = modified.ok().map(Timestamp);
         let mut pieces = object.into_stream();
         let mut incoming = snapshot.begin(&name)?;
         while let Some(piece) = or_stop(snapshot, &mut stop, pieces.next()).await? {
             snapshot.write(&mut incoming, &piece.map_err(failed)?)?;
         }
-        snapshot.end(incoming, source.sha256)?;
+        snapshot.end(incoming, source.sha256, modified)?;
     }
     Ok(())
 }
