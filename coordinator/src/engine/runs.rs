@@ -67,6 +67,13 @@ impl Engine {
                 submission.run
             )));
         }
+        if let Some(repaired) = submission.repairs
+            && self.deployment(repaired).is_none()
+        {
+            return Err(Refusal::NoSuchDeployment(format!(
+                "there is no deployment `{repaired}` to repair"
+            )));
+        }
         let record = self.new_record(submission.clone(), self.now)?;
         let run = Run::new(record, submission.spec)?;
         self.admit(&run)?;
