@@ -106,10 +106,15 @@ pub(super) async fn export_all<T: Send + Sync, E: Export<T>>(
             }
             continue;
         }
-        let sent = send(&exporter, &batch, batching.timeout, &stop).await;
-        if let Err(why) = sent {
+        // While it is tried again, others may find no room.
+        let failed = |why: &str| {
+            said.failure = Some(why.to_owned());
+            said.say(what, dropped.load(Relaxed));
+        };
+        let sent = send(&exporter, &batch, batching.timeout, &stop, failed).await;
+        said.failure = sent.err();
+        if said.failure.is_some() {
             dropped.fetch_add(batch.len() as u64, Relaxed);
-            said.failure = Some(why);
         }
         batch.clear();
         said.say(what, dropped.load(Relaxed));
@@ -121,6 +126,7 @@ async fn send<T, E: Export<T>>(
     batch: &[T],
     each: Duration,
     stop: &CancellationToken,
+    mut failed: impl FnMut(&str),
 ) -> Result<(), String> {
     let give_up = Instant::now() + TRY_FOR;
     let mut pause = FIRST_PAUSE;
@@ -131,6 +137,7 @@ async fn send<T, E: Export<T>>(
             Ok(Err(why)) => why,
             Err(_) => format!("no answer within {each:?}"),
         };
+        failed(&why);
         if stop.is_cancelled() || Instant::now() + pause > give_up {
             return Err(why);
         }
