@@ -34,6 +34,9 @@ pub fn family(name: &str, unit: &str, kind: MetricKind) -> String {
     let unit = match unit {
         "s" => "_seconds",
         "By" => "_bytes",
+        "1" => "_ratio",
+        unit if unit.ends_with("}/s") => "_per_second",
+        unit if unit.ends_with("}/d") => "_per_day",
         _ => "",
     };
     if !out.ends_with(unit) {

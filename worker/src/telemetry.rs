@@ -38,13 +38,13 @@ impl Instruments {
         let meter = telemetry.meter();
         Arc::new(Self {
             bytes: meter
-                .u64_counter("emberline.artifact.bytes")
+                .u64_counter("emberline.artifact.io")
                 .with_unit("By")
                 .with_description("Bytes of the artifacts that attempts got and put")
                 .build(),
             hits: cache_hits(&meter),
             rate: meter
-                .f64_gauge("emberline.training.samples_per_second")
+                .f64_gauge("emberline.training.throughput")
                 .with_unit("{sample}/s")
                 .with_description("Samples learned from per second, in the last epoch")
                 .build(),
