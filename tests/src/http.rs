@@ -85,7 +85,7 @@ fn read(stream: TcpStream) -> io::Result<(String, BTreeMap<String, String>, Vec<
     Ok((first.trim_end().to_owned(), headers, body))
 }
 
-fn request(address: &str, head: &str, body: &str) -> io::Result<Answer> {
+fn request(address: &str, head: &str, kind: &str, body: &str) -> io::Result<Answer> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(seconds(20)))?;
     let length = body.len();
@@ -93,7 +93,8 @@ fn request(address: &str, head: &str, body: &str) -> io::Result<Answer> {
         stream,
         "{head} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: {length}\r\n"
     )?;
-    write!(stream, "Content-Type: application/json\r\n\r\n{body}")?;
+    // Who refuses it may answer before all of it was sent.
+    let _ = write!(stream, "Content-Type: {kind}\r\n\r\n{body}");
     let (first, headers, body) = read(stream)?;
     let status = first.split(' ').nth(1).and_then(|s| s.parse().ok());
     Ok(Answer {
@@ -110,7 +111,7 @@ fn request(address: &str, head: &str, body: &str) -> io::Result<Answer> {
 #[must_use]
 #[track_caller]
 pub fn get(address: &str, path: &str) -> Answer {
-    request(address, &format!("GET {path}"), "").unwrap()
+    request(address, &format!("GET {path}"), "application/json", "").unwrap()
 }
 
 /// Posts a JSON body to a path of a server at `host:port`.
@@ -120,7 +121,17 @@ pub fn get(address: &str, path: &str) -> Answer {
 #[must_use]
 #[track_caller]
 pub fn post(address: &str, path: &str, body: &str) -> Answer {
-    request(address, &format!("POST {path}"), body).unwrap()
+    post_as(address, path, "application/json", body)
+}
+
+/// Posts a body of another type.
+///
+/// # Panics
+/// If there is no answer.
+#[must_use]
+#[track_caller]
+pub fn post_as(address: &str, path: &str, kind: &str, body: &str) -> Answer {
+    request(address, &format!("POST {path}"), kind, body).unwrap()
 }
 
 /// Something that was posted.

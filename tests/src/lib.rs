@@ -7,6 +7,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+pub mod cdevents;
 pub mod client;
 pub mod cluster;
 pub mod dev;

@@ -4,10 +4,27 @@ use std::{collections::BTreeSet, time::Duration};
 
 use serde_json::{Map, Value, json};
 
-use crate::{OtlpReceiver, Place, git::WorkTree, otlp::Trace, outside, place::task, seconds};
+use crate::{
+    OtlpReceiver, Place,
+    git::WorkTree,
+    otlp::{Received, Trace},
+    outside,
+    place::task,
+    seconds,
+};
 
 /// How long what is exported may take to arrive.
 pub const ARRIVES: Duration = Duration::from_secs(20);
+
+/// A trace with a run in it, if it is whole.
+fn whole(received: &Received, id: &str, outside: &str) -> Result<Trace, String> {
+    let trace = received.trace(id)?;
+    trace.is_whole(outside)?;
+    if !trace.spans.iter().any(|s| s.name.starts_with("RUN ")) {
+        return Err(format!("no run in {}", trace.tell()));
+    }
+    Ok(trace)
+}
 
 /// The machine.
 pub struct Watched {
@@ -104,13 +121,20 @@ impl Watched {
             let [id] = ids.as_slice() else {
                 return Err(format!("{} traces", ids.len()));
             };
-            let trace = received.trace(id)?;
-            trace.is_whole(outside)?;
-            if !trace.spans.iter().any(|s| s.name.starts_with("RUN ")) {
-                return Err(format!("no run in {}", trace.tell()));
-            }
-            Ok(trace)
+            whole(received, id, outside)
         })
+    }
+
+    /// The trace of this run, as soon as it is whole. What was told of others does not matter.
+    ///
+    /// # Panics
+    /// If it does not become whole.
+    #[must_use]
+    #[track_caller]
+    pub fn trace_of(&self, run: &Value) -> Trace {
+        let id = run["trace_id"].as_str().unwrap();
+        let whole = |received: &Received| whole(received, id, "");
+        (self.receiver).wait_for("the run's whole trace", ARRIVES, whole)
     }
 
     /// Writes a pipeline whose only task `s` tells what it sees of its trace; its file.
