@@ -12,6 +12,9 @@ pub use received::{Attributes, LogRecord, Metric, MetricKind, Point, Received, S
 pub use trace::Trace;
 
 use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
     sync::{Arc, Condvar, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -32,7 +35,10 @@ use opentelemetry_proto::tonic::collector::{
 };
 use tokio::{net::TcpListener, runtime::Runtime};
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Request, Response, Status, transport::Server};
+use tonic::{
+    Request, Response, Status,
+    transport::{Identity, Server, ServerTlsConfig},
+};
 
 use crate::processes;
 
@@ -130,6 +136,8 @@ impl LogsService for Service {
 /// The receiver. It ends, with all its connections, when it is dropped.
 pub struct OtlpReceiver {
     port: u16,
+    /// The certificate and its key, in PEM, where it speaks TLS.
+    identity: Option<(Vec<u8>, Vec<u8>)>,
     shared: Arc<Shared>,
     runtime: Option<Runtime>,
 }
@@ -148,11 +156,48 @@ impl OtlpReceiver {
         std::net::TcpListener::bind(("127.0.0.1", port)).ok()?;
         let mut receiver = Self {
             port,
+            identity: None,
             shared: Arc::default(),
             runtime: None,
         };
         receiver.start_again();
         Some(receiver)
+    }
+
+    /// Starts one that speaks TLS, with a certificate for 127.0.0.1 of an authority that nobody trusts
+    /// yet. The authority's own certificate is written to `dir`, and its path is given.
+    ///
+    /// # Panics
+    /// If `openssl` does not make them.
+    #[must_use]
+    pub fn start_with_tls(dir: &Path) -> (Self, PathBuf) {
+        let openssl = |arguments: &str| {
+            let mut command = Command::new("openssl");
+            let made = command.args(arguments.split(' ')).current_dir(dir).output();
+            let made = made.expect("`openssl` is installed: see deploy/prerequisites.sh");
+            let told = String::from_utf8_lossy(&made.stderr);
+            assert!(made.status.success(), "openssl {arguments}: {told}");
+        };
+        let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+        openssl(&format!(
+            "req -x509 {key} -keyout ca.key -out ca.pem -days 2 -subj /CN=ca"
+        ));
+        openssl(&format!(
+            "req {key} -keyout own.key -out own.csr -subj /CN=collector"
+        ));
+        fs::write(dir.join("ext"), "subjectAltName=IP:127.0.0.1\n").unwrap();
+        openssl(
+            "x509 -req -in own.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out own.pem -days 2 -extfile ext",
+        );
+        let read = |name: &str| fs::read(dir.join(name)).unwrap();
+        let mut receiver = Self {
+            port: processes::free_port(),
+            identity: Some((read("own.pem"), read("own.key"))),
+            shared: Arc::default(),
+            runtime: None,
+        };
+        receiver.start_again();
+        (receiver, dir.join("ca.pem"))
     }
 
     /// Listens again, on the same port, after [`Self::stop`].
@@ -173,7 +218,13 @@ impl OtlpReceiver {
         let traces = TraceServiceServer::new(service()).max_decoding_message_size(MAX_MESSAGE);
         let metrics = MetricsServiceServer::new(service()).max_decoding_message_size(MAX_MESSAGE);
         let logs = LogsServiceServer::new(service()).max_decoding_message_size(MAX_MESSAGE);
-        let server = Server::builder()
+        let mut server = Server::builder();
+        if let Some((certificate, key)) = &self.identity {
+            let identity = Identity::from_pem(certificate, key);
+            let tls = ServerTlsConfig::new().identity(identity);
+            server = server.tls_config(tls).unwrap();
+        }
+        let server = server
             .add_service(traces)
             .add_service(metrics)
             .add_service(logs)
@@ -198,7 +249,11 @@ impl OtlpReceiver {
     /// Where it is, as `OTEL_EXPORTER_OTLP_ENDPOINT` wants it.
     #[must_use]
     pub fn endpoint(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        let scheme = match self.identity {
+            Some(_) => "https",
+            None => "http",
+        };
+        format!("{scheme}://127.0.0.1:{}", self.port)
     }
 
     /// The environment of a process that exports to it, soon after there is something.

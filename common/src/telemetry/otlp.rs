@@ -11,8 +11,9 @@ use opentelemetry_sdk::{
     logs::{LogBatch, LogExporter as _, SdkLogRecord},
     trace::{SpanData, SpanEvents, SpanExporter as _, SpanLinks},
 };
+use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
-use super::{Span, SpanKind, outlet::Export};
+use super::{Span, SpanKind, outlet::Export, settings::Tls};
 use crate::time::Timestamp;
 
 /// The scope under which everything of ours is exported.
@@ -20,6 +21,19 @@ pub(super) fn scope() -> InstrumentationScope {
     InstrumentationScope::builder("emberline")
         .with_version(env!("CARGO_PKG_VERSION"))
         .build()
+}
+
+/// How an exporter speaks to an `https` address; at an `http` one it is not used.
+pub(super) fn tls(tls: &Tls) -> ClientTlsConfig {
+    crate::tls::install_crypto_provider();
+    let config = match &tls.ca {
+        Some(ca) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca)),
+        None => ClientTlsConfig::new().with_native_roots(),
+    };
+    match &tls.identity {
+        Some((certificate, key)) => config.identity(Identity::from_pem(certificate, key)),
+        None => config,
+    }
 }
 
 /// Spans over OTLP.

@@ -115,6 +115,58 @@ pub(super) struct Settings {
     pub sampling: Sampling,
     pub spans: Batching,
     pub records: Batching,
+    pub tls: Tls,
+}
+
+/// How a collector at an `https` address is known, and how it knows us. All of it is PEM.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Tls {
+    /// Who vouches for it; without it, whoever this machine trusts.
+    pub ca: Option<Vec<u8>>,
+    /// Our certificate and its key.
+    pub identity: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Tls {
+    fn of(get: &dyn Fn(&str) -> Option<String>) -> Result<Self, WrongVariable> {
+        const CERTIFICATE: &str = "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE";
+        const KEY: &str = "OTEL_EXPORTER_OTLP_CLIENT_KEY";
+        let file = |name: &str| {
+            let Some(path) = get(name) else {
+                return Ok(None);
+            };
+            std::fs::read(&path).map(Some).map_err(|_| WrongVariable {
+                variable: name.to_owned(),
+                value: path,
+                rule: "name a PEM file that can be read",
+            })
+        };
+        let identity = match (file(CERTIFICATE)?, file(KEY)?) {
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            (None, None) => None,
+            (certificate, _) => {
+                let (there, missing) = match certificate {
+                    Some(_) => (
+                        CERTIFICATE,
+                        "OTEL_EXPORTER_OTLP_CLIENT_KEY has to be set, too",
+                    ),
+                    None => (
+                        KEY,
+                        "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE has to be set, too",
+                    ),
+                };
+                return Err(WrongVariable {
+                    variable: there.to_owned(),
+                    value: get(there).unwrap_or_default(),
+                    rule: missing,
+                });
+            }
+        };
+        Ok(Self {
+            ca: file("OTEL_EXPORTER_OTLP_CERTIFICATE")?,
+            identity,
+        })
+    }
 }
 
 impl Settings {
@@ -197,6 +249,7 @@ impl Settings {
             sampling: Sampling::of(sampler, get("OTEL_TRACES_SAMPLER_ARG").as_deref())?,
             spans: batching("BSP", 65_536)?,
             records: batching("BLRP", 8_192)?,
+            tls: Tls::of(&get)?,
         })
     }
 }
@@ -242,6 +295,7 @@ mod tests {
             ("OTEL_TRACES_SAMPLER", "sometimes"),
             ("OTEL_BSP_MAX_QUEUE_SIZE", "many"),
             ("OTEL_METRICS_EXPORTER", "prometheus"),
+            ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/none/ca.pem"),
         ] {
             let wrong = settings(&[(name, value)]).unwrap_err().to_string();
             assert!(
@@ -249,6 +303,8 @@ mod tests {
                 "{wrong}"
             );
         }
+        let half = settings(&[("OTEL_EXPORTER_OTLP_CLIENT_KEY", "/dev/null")]).unwrap_err();
+        assert!(half.to_string().ends_with("has to be set, too"), "{half}");
         let ratio = [
             ("OTEL_TRACES_SAMPLER", "traceidratio"),
             ("OTEL_TRACES_SAMPLER_ARG", "2"),
