@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, time::Instant};
 
 use emberline_tests::{
-    Dev, OtlpReceiver, Place, http,
+    Call, Dev, OtlpReceiver, Place, http,
     otlp::{Answer, MetricKind},
     place::repository,
     processes, prometheus, seconds,
@@ -42,6 +42,25 @@ const METRICS: [(&str, &str, MetricKind); 18] = [
     ("emberline.dora.rework_rate", "1", Gauge),
 ];
 
+/// A worker of its own process, which tasks ask for by the label `name`.
+fn worker(watched: &Watched, dev: &Dev, name: &str, more: &[&str]) -> Call {
+    let state = watched.place.path(name).display().to_string();
+    let label = format!("name={name}");
+    let arguments = [
+        "worker",
+        "--server",
+        &dev.address,
+        "--name",
+        name,
+        "--label",
+        &label,
+        "--state-dir",
+        &state,
+    ];
+    let call = watched.place.emberline(&[&arguments, more].concat());
+    call.envs(&watched.environment(&[]))
+}
+
 /// A machine that stays up, on which all has happened that there is a metric for.
 fn all_has_happened(watched: &Watched) -> Dev {
     let dev = Dev::start_in(&watched.place, &[], &watched.environment(&[]));
@@ -68,25 +87,10 @@ fn all_has_happened(watched: &Watched) -> Dev {
         &[(
             "s",
             script,
-            json!({ "retries": { "lost_workers": 0 }, "labels": { "victim": "yes" } }),
+            json!({ "retries": { "lost_workers": 0 }, "labels": { "name": "victim" } }),
         )],
     );
-    let state = watched.place.path("victim").display().to_string();
-    let worker = watched
-        .place
-        .emberline(&[
-            "worker",
-            "--server",
-            &dev.address,
-            "--name",
-            "victim",
-            "--label",
-            "victim=yes",
-            "--state-dir",
-            &state,
-        ])
-        .envs(&watched.environment(&[]))
-        .start();
+    let worker = worker(watched, &dev, "victim", &[]).start();
     watched
         .place
         .emberline(&["run", &lost, "-q"])
@@ -205,29 +209,13 @@ fn prometheus_reads_the_same_from_the_coordinator_and_from_a_worker() {
 
     // A worker has a page of its own, where it is asked to.
     let listen = format!("127.0.0.1:{}", processes::free_port());
-    let state = watched.place.path("scraped").display().to_string();
-    let worker = watched
-        .place
-        .emberline(&[
-            "worker",
-            "--server",
-            &dev.address,
-            "--name",
-            "scraped",
-            "--label",
-            "only=here",
-            "--state-dir",
-            &state,
-            "--metrics-listen",
-            &listen,
-        ])
-        .start();
+    let worker = worker(&watched, &dev, "scraped", &["--metrics-listen", &listen]).start();
     let file = watched.scripts(
         "here",
         &[(
             "s",
             "echo x > $EMBERLINE_OUTPUT_OUT/x",
-            json!({ "labels": { "only": "here" }, "outputs": { "out": "files" } }),
+            json!({ "labels": { "name": "scraped" }, "outputs": { "out": "files" } }),
         )],
     );
     watched
