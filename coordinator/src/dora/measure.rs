@@ -5,11 +5,7 @@
 //! of its pipeline and environment that was live with it first, in the order of time, and among all
 //! that are remembered: one that the window leaves out takes its changes with it.
 
-use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use emberline_common::{
     delivery::{
@@ -21,6 +17,8 @@ use emberline_common::{
     ids::{DeploymentId, Digest, EnvironmentName, ModelName, PipelineName},
     time::Timestamp,
 };
+
+use foldhash::{HashMap, HashMapExt as _, HashSet, fast::RandomState};
 
 use super::quick_check;
 
@@ -34,36 +32,26 @@ pub fn measure<'a>(
     query: &DoraQuery,
     now: Timestamp,
 ) -> DoraReport {
-    let deployments: Vec<&Deployment> = deployments.into_iter().map(Arc::as_ref).collect();
     let window = Window {
         since: query.since,
         until: query.until.min(now),
     };
-    let good = GoodVersions::of(&deployments, query.failure_window);
-    let mut places: BTreeMap<(&PipelineName, &EnvironmentName), Place<'_>> = BTreeMap::new();
-    for deployment in in_order(&deployments) {
-        let fits = query
-            .pipeline
-            .as_ref()
-            .is_none_or(|p| deployment.pipeline == *p)
-            && (query.environment.as_ref()).is_none_or(|e| deployment.environment == *e);
-        if !fits {
-            continue;
+    let mut all = Sorted::of(deployments.into_iter().map(Arc::as_ref), query);
+    let good = GoodVersions::of(&all);
+    for item in &all.items {
+        if let Some((_, place)) = item.place.and_then(|place| all.places.get_mut(place)) {
+            place.count(item, query, window, &good, now);
         }
-        let place = places
-            .entry((&deployment.pipeline, &deployment.environment))
-            .or_default();
-        place.count(deployment, query, window, &good, now);
     }
-    let oldest = deployments.iter().min_by_key(|d| d.id);
-    let forgotten = oldest.filter(|d| d.id > DeploymentId(1) && d.accepted_at > window.since);
+    all.places.sort_unstable_by_key(|(name, _)| *name);
+    let forgotten = (all.oldest).filter(|d| d.id > DeploymentId(1) && d.accepted_at > window.since);
     DoraReport {
         since: window.since,
         until: window.until,
         include_rollbacks: query.include_rollbacks,
         failure_window_micros: micros(query.failure_window),
         forgotten_before: forgotten.map(|d| d.accepted_at),
-        places: (places.into_iter())
+        places: (all.places.into_iter())
             .map(|((pipeline, environment), place)| {
                 place.metrics(pipeline.clone(), environment.clone(), window)
             })
@@ -81,7 +69,7 @@ pub fn first_carried<'a>(
         d.pipeline == of.pipeline && d.environment == of.environment && became_live(d).is_some()
     });
     let same: Vec<&Deployment> = same.collect();
-    let mut seen = HashSet::new();
+    let mut seen = HashSet::default();
     for deployment in in_order(&same) {
         let Some(live) = became_live(deployment) else {
             continue;
@@ -173,53 +161,126 @@ fn changes(deployment: &Deployment) -> impl Iterator<Item = Brought<'_>> {
             revision,
             committed_at,
         };
+        // Mostly the newest commit is the revision itself.
+        let first = change.commits.first();
+        let is_there = first.is_some_and(|commit| commit.revision == change.revision);
         let head = brought(change.revision.as_str(), change.committed_at);
         let commits = change.commits.iter();
         let commits = commits.map(move |c| brought(c.revision.as_str(), c.committed_at));
-        std::iter::once(head).chain(commits)
+        (!is_there).then_some(head).into_iter().chain(commits)
     })
 }
 
-/// When good versions of each model became live in each environment.
-struct GoodVersions<'a>(
-    HashMap<(&'a EnvironmentName, &'a ModelName), Vec<(Timestamp, DeploymentId)>>,
-);
+/// A deployment, with what is asked of it again and again: side by side in memory, since there may be
+/// very many.
+struct Item<'a> {
+    deployment: &'a Deployment,
+    id: DeploymentId,
+    finished: Option<Timestamp>,
+    /// When its failure began, if it counts as failed.
+    failed: Option<Timestamp>,
+    /// Which pipeline and environment it belongs to, if these were asked for.
+    place: Option<usize>,
+    /// Which environment and model.
+    target: usize,
+}
 
-impl<'a> GoodVersions<'a> {
+/// All deployments, in the order in which they were live or given up; what is under way comes last.
+struct Sorted<'a> {
+    items: Vec<Item<'a>>,
+    places: Vec<((&'a PipelineName, &'a EnvironmentName), Place<'a>)>,
+    targets: usize,
+    oldest: Option<&'a Deployment>,
+}
+
+impl<'a> Sorted<'a> {
+    fn of(deployments: impl Iterator<Item = &'a Deployment>, query: &DoraQuery) -> Self {
+        let mut places: HashMap<(&PipelineName, &EnvironmentName), usize> = HashMap::new();
+        let mut targets: HashMap<(&EnvironmentName, &ModelName), usize> = HashMap::new();
+        let mut sizes: Vec<(usize, usize)> = Vec::new();
+        let mut oldest: Option<&Deployment> = None;
+        let mut items = Vec::with_capacity(deployments.size_hint().0);
+        for deployment in deployments {
+            if oldest.is_none_or(|oldest| deployment.id < oldest.id) {
+                oldest = Some(deployment);
+            }
+            let (pipeline, environment) = (&deployment.pipeline, &deployment.environment);
+            let fits = query.pipeline.as_ref().is_none_or(|p| pipeline == p)
+                && query.environment.as_ref().is_none_or(|e| environment == e);
+            let place = fits.then(|| {
+                let next = places.len();
+                let place = *places.entry((pipeline, environment)).or_insert(next);
+                if place == sizes.len() {
+                    sizes.push((0, 0));
+                }
+                sizes[place].0 += deployment
+                    .change
+                    .as_ref()
+                    .map_or(0, |c| c.commits.len() + 1);
+                sizes[place].1 += deployment.data.len();
+                place
+            });
+            let next = targets.len();
+            let target = *targets
+                .entry((environment, &deployment.model))
+                .or_insert(next);
+            items.push(Item {
+                deployment,
+                id: deployment.id,
+                finished: deployment.finished_at,
+                failed: failure_of(deployment, query.failure_window),
+                place,
+                target,
+            });
+        }
+        // Records are nearly in this order: a sort that finds runs has little to do.
+        items.sort_by_key(|item| (item.finished.is_none(), item.finished, item.id));
+        let mut places: Vec<_> = places.into_iter().collect();
+        places.sort_unstable_by_key(|(_, number)| *number);
+        Self {
+            items,
+            places: (places.into_iter())
+                .map(|(name, number)| (name, Place::with_room(sizes[number])))
+                .collect(),
+            targets: targets.len(),
+            oldest,
+        }
+    }
+}
+
+/// When good versions became live, for each environment and model in which one has failed.
+struct GoodVersions(Vec<Option<Vec<(Timestamp, DeploymentId)>>>);
+
+impl GoodVersions {
     /// Of all pipelines: whoever brings a good version repairs.
-    fn of(deployments: &[&'a Deployment], failure_window: Duration) -> Self {
-        let mut failing: HashMap<_, Vec<_>> = HashMap::new();
-        for deployment in deployments {
-            if deployment.outcome == DeploymentOutcome::Live
-                && failure_of(deployment, failure_window).is_some()
-            {
-                failing.insert((&deployment.environment, &deployment.model), Vec::new());
+    fn of(all: &Sorted<'_>) -> Self {
+        let mut good: Vec<Option<Vec<_>>> = vec![None; all.targets];
+        for item in all.items.iter().filter(|item| item.failed.is_some()) {
+            if item.deployment.outcome == DeploymentOutcome::Live {
+                good[item.target].get_or_insert_default();
             }
         }
-        if failing.is_empty() {
-            return Self(failing);
-        }
-        for deployment in deployments {
-            if let Some(live) = became_live(deployment)
-                && failure_of(deployment, failure_window).is_none()
-                && let Some(good) = failing.get_mut(&(&deployment.environment, &deployment.model))
+        for item in all.items.iter().filter(|item| item.failed.is_none()) {
+            if let Some(good) = &mut good[item.target]
+                && let Some(live) = became_live(item.deployment)
             {
-                good.push((live, deployment.id));
+                // They come in this order.
+                good.push((live, item.id));
             }
         }
-        failing.values_mut().for_each(|good| good.sort_unstable());
-        Self(failing)
+        Self(good)
     }
 
     /// When the failure of this deployment was over, if it is.
-    fn recovered(&self, failed: &Deployment) -> Option<Timestamp> {
-        let finished = failed.finished_at?;
-        let resolved = failed.failure.as_ref().and_then(|f| f.resolved_at);
-        let next = if failed.outcome == DeploymentOutcome::Aborted {
+    fn recovered(&self, failed: &Item<'_>) -> Option<Timestamp> {
+        let finished = failed.finished?;
+        let deployment = failed.deployment;
+        let resolved = deployment.failure.as_ref().and_then(|f| f.resolved_at);
+        let next = if deployment.outcome == DeploymentOutcome::Aborted {
             // What was live before answers for all again.
             Some(finished)
         } else {
-            let good = self.0.get(&(&failed.environment, &failed.model))?;
+            let good = self.0[failed.target].as_ref()?;
             let next = good.partition_point(|good| *good <= (finished, failed.id));
             good.get(next).map(|(live, _)| *live)
         };
@@ -288,16 +349,26 @@ struct Place<'a> {
 }
 
 impl<'a> Place<'a> {
+    /// With room for so many changes and versions of data.
+    fn with_room((changes, data): (usize, usize)) -> Self {
+        Self {
+            carried: HashSet::with_capacity_and_hasher(changes, RandomState::default()),
+            arrived: HashSet::with_capacity_and_hasher(data, RandomState::default()),
+            ..Self::default()
+        }
+    }
+
     /// Deployments have to come in the order of time.
     fn count(
         &mut self,
-        deployment: &'a Deployment,
+        item: &Item<'a>,
         query: &DoraQuery,
         window: Window,
-        good: &GoodVersions<'_>,
+        good: &GoodVersions,
         now: Timestamp,
     ) {
-        let Some(finished) = deployment.finished_at else {
+        let deployment = item.deployment;
+        let Some(finished) = item.finished else {
             self.counts.in_progress += u64::from(window.holds(deployment.started_at));
             return;
         };
@@ -327,8 +398,8 @@ impl<'a> Place<'a> {
             self.counts.successful += 1;
             self.live.push(finished);
         }
-        match failure_of(deployment, query.failure_window) {
-            Some(began) => self.fail(deployment, began, good),
+        match item.failed {
+            Some(began) => self.fail(item, began, good),
             None if now < finished.after(query.failure_window) => self.counts.unsettled += 1,
             None => {}
         }
@@ -357,11 +428,15 @@ impl<'a> Place<'a> {
         self.data_leads.deployments += u64::from(first);
     }
 
-    fn fail(&mut self, deployment: &Deployment, began: Timestamp, good: &GoodVersions<'_>) {
+    fn fail(&mut self, item: &Item<'_>, began: Timestamp, good: &GoodVersions) {
         self.counts.failed += 1;
-        let cause = deployment.failure.as_ref().map(|failure| failure.cause);
+        let cause = item
+            .deployment
+            .failure
+            .as_ref()
+            .map(|failure| failure.cause);
         self.counts.found_by_time += u64::from(cause == Some(FailureCause::Incident));
-        match good.recovered(deployment) {
+        match good.recovered(item) {
             Some(recovered) => {
                 self.counts.skewed += u64::from(self.recoveries.add(began, recovered));
                 self.recoveries.deployments += 1;
