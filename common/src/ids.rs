@@ -76,6 +76,10 @@ macro_rules! text_id {
             /// The text.
             #[must_use]
             pub fn as_str(&self) -> &str { &self.0 }
+
+            /// The text, shared and not copied.
+            #[must_use]
+            pub fn shared(&self) -> Arc<str> { Arc::clone(&self.0) }
         }
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result { f.pad(&self.0) }

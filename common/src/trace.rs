@@ -44,7 +44,14 @@ macro_rules! hex_id {
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+                const DIGITS: &[u8; 16] = b"0123456789abcdef";
+                let mut text = [0; 2 * $bytes];
+                for (at, byte) in self.0.iter().enumerate() {
+                    text[2 * at] = DIGITS[usize::from(byte >> 4)];
+                    text[2 * at + 1] = DIGITS[usize::from(byte & 15)];
+                }
+                // Digits are text.
+                f.write_str(str::from_utf8(&text).unwrap_or_default())
             }
         }
 

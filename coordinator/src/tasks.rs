@@ -5,7 +5,7 @@
 use std::{future::Future, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures::FutureExt as _;
-use tokio::sync::watch;
+use tokio::{runtime::Handle, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::CoordinatorError;
@@ -38,15 +38,31 @@ impl Tasks {
         name: &'static str,
         task: impl Future<Output = Result<(), CoordinatorError>> + Send + 'static,
     ) {
-        let this = self.clone();
-        self.tracker.spawn(async move {
-            let ended = AssertUnwindSafe(task).catch_unwind().await;
-            match ended {
-                Ok(Ok(())) => {}
-                Ok(Err(e)) => this.fail(e),
-                Err(_) => this.fail(CoordinatorError::Panicked { task: name }),
-            }
-        });
+        self.tracker.spawn(self.clone().watched(name, task));
+    }
+
+    /// The same on another runtime.
+    pub(crate) fn spawn_on(
+        &self,
+        runtime: &Handle,
+        name: &'static str,
+        task: impl Future<Output = Result<(), CoordinatorError>> + Send + 'static,
+    ) {
+        self.tracker
+            .spawn_on(self.clone().watched(name, task), runtime);
+    }
+
+    async fn watched(
+        self,
+        name: &'static str,
+        task: impl Future<Output = Result<(), CoordinatorError>>,
+    ) {
+        let ended = AssertUnwindSafe(task).catch_unwind().await;
+        match ended {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => self.fail(e),
+            Err(_) => self.fail(CoordinatorError::Panicked { task: name }),
+        }
     }
 
     /// Stops everything for this reason. Only the first reason is kept.

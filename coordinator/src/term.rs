@@ -141,7 +141,6 @@ impl Term {
             counters,
             archive: archive_queue,
             observers,
-            telemetry: config.telemetry.clone(),
         };
         let pump = Pump::new(parts, Some(first));
         let stop = tasks.stopping().clone();
@@ -155,13 +154,17 @@ impl Term {
             })
         });
         if let Some(traced) = traced {
-            let (telemetry, since) = (telemetry.clone(), clock.now());
             let spans = config.spans.clone();
-            let tracer = Tracer::new(telemetry, spans, runtime.clone(), since);
-            tasks.spawn("traces", async move {
+            let since = clock.now();
+            let tracer = Tracer::new(telemetry.clone(), spans, runtime.clone(), since);
+            let telling = async move {
                 tracer.run(traced).await;
                 Ok(())
-            });
+            };
+            match telemetry.background() {
+                Some(background) => tasks.spawn_on(&background, "traces", telling),
+                None => tasks.spawn("traces", telling),
+            }
         }
         if let Some(measured) = measured {
             let metrics = Metrics::new(&telemetry.meter(), delivery.clone(), runtime.clone());
@@ -216,6 +219,7 @@ impl Term {
             clock,
             run_ids: RunIds::default(),
             address: address.to_owned(),
+            telemetry: telemetry.clone(),
             events_source: config.events.source.clone(),
             trace_url: config.trace_url.clone(),
             heartbeat_interval: config.heartbeat_interval,

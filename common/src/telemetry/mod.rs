@@ -4,6 +4,7 @@
 //! for is dropped and counted, and a collector that is down is tried again by a task of its own.
 //! Start with [`Telemetry`]; what the environment may say is in `settings`.
 
+mod background;
 mod current;
 mod logs;
 mod otlp;
@@ -36,10 +37,11 @@ use opentelemetry_sdk::{
 };
 use prometheus::{Encoder as _, TextEncoder};
 use thiserror::Error;
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::{runtime::Handle, sync::mpsc, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use crate::trace::RunTrace;
+use background::Background;
 use outlet::{Inlet, export_all, inlet};
 use settings::Settings;
 
@@ -81,6 +83,7 @@ struct Inner {
     registry: prometheus::Registry,
     stop: CancellationToken,
     tasks: Mutex<Vec<JoinHandle<()>>>,
+    background: Mutex<Option<Background>>,
 }
 
 impl Telemetry {
@@ -110,6 +113,18 @@ impl Telemetry {
         };
         let stop = CancellationToken::new();
         let mut tasks = Vec::new();
+        let background = (settings.traces || settings.logs).then(Background::start);
+        let background = background
+            .transpose()
+            .map_err(|e| TelemetryError::Exporter {
+                signal: "anything",
+                why: format!("no thread can be started: {e}"),
+            })?;
+        let handle = background
+            .as_ref()
+            .map(|background| background.handle().clone());
+        // What exporters start, they start there.
+        let entered = handle.as_ref().map(Handle::enter);
         let mut spans = None;
         if settings.traces {
             use opentelemetry_sdk::trace::SpanExporter as _;
@@ -121,8 +136,8 @@ impl Telemetry {
             let scope = otlp::scope();
             let exporter = otlp::Spans { exporter, scope };
             let (put, queue) = inlet(settings.spans.queue);
-            let (dropped, stop) = (Arc::clone(&put.dropped), stop.clone());
-            let exporting = export_all("spans", queue, exporter, settings.spans, dropped, stop);
+            let (signs, stop) = (put.signs(), stop.clone());
+            let exporting = export_all("spans", queue, exporter, settings.spans, signs, stop);
             tasks.push(tokio::spawn(exporting));
             spans = Some(put);
         }
@@ -137,13 +152,13 @@ impl Telemetry {
             let scope = otlp::scope();
             let exporter = otlp::Logs { exporter, scope };
             let (put, queue) = inlet(settings.records.queue);
-            let (dropped, stop) = (Arc::clone(&put.dropped), stop.clone());
+            let (signs, stop) = (put.signs(), stop.clone());
             let exporting = export_all(
                 "log records",
                 queue,
                 exporter,
                 settings.records,
-                dropped,
+                signs,
                 stop,
             );
             tasks.push(tokio::spawn(exporting));
@@ -151,6 +166,7 @@ impl Telemetry {
             let logger = SdkLoggerProvider::builder().build().logger("emberline");
             records = Some((put, logger));
         }
+        drop(entered);
         let registry = prometheus::Registry::new();
         let scraped = opentelemetry_prometheus::exporter().with_registry(registry.clone());
         let scraped = scraped.build().map_err(|e| TelemetryError::Exporter {
@@ -175,6 +191,7 @@ impl Telemetry {
             registry,
             stop,
             tasks: Mutex::new(tasks),
+            background: Mutex::new(background),
         })));
         telemetry.count_drops();
         Ok(telemetry)
@@ -192,6 +209,7 @@ impl Telemetry {
             registry: prometheus::Registry::new(),
             stop: CancellationToken::new(),
             tasks: Mutex::default(),
+            background: Mutex::default(),
         };
         (Self(Some(Arc::new(inner))), received)
     }
@@ -200,6 +218,17 @@ impl Telemetry {
     #[must_use]
     pub fn traces(&self) -> bool {
         self.0.as_ref().is_some_and(|inner| inner.spans.is_some())
+    }
+
+    /// The thread of lower priority on which spans are to be made; none if none are exported.
+    #[must_use]
+    pub fn background(&self) -> Option<Handle> {
+        let inner = self.0.as_ref()?;
+        let background = inner.background.lock();
+        let background = background.unwrap_or_else(PoisonError::into_inner);
+        background
+            .as_ref()
+            .map(|background| background.handle().clone())
     }
 
     /// Whether the spans of this run are exported. The answer is the same in every process that
@@ -214,6 +243,14 @@ impl Telemetry {
     pub fn span(&self, span: Span) {
         if let Some(spans) = self.0.as_ref().and_then(|inner| inner.spans.as_ref()) {
             spans.put(span);
+        }
+    }
+
+    /// Waits until there is room for so many spans: for who makes them in the background and has the
+    /// time. While the collector takes nothing, nobody waits.
+    pub async fn room(&self, spans: usize) {
+        if let Some(inlet) = self.0.as_ref().and_then(|inner| inner.spans.as_ref()) {
+            inlet.room(spans).await;
         }
     }
 
@@ -289,6 +326,12 @@ impl Telemetry {
             for task in aborts {
                 task.abort();
             }
+        }
+        let background = inner.background.lock();
+        let background = background.unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(mut background) = background {
+            // Nothing on it blocks.
+            let _ = tokio::task::spawn_blocking(move || background.stop()).await;
         }
     }
 

@@ -7,7 +7,7 @@ use std::{
     future::Future,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -27,6 +27,9 @@ const LAST_PAUSE: Duration = Duration::from_secs(5);
 /// How often it is said that something was dropped.
 const SAY_EVERY: Duration = Duration::from_secs(60);
 
+/// How long somebody who has the time waits for room before it is taken that there will be none.
+const WAIT_FOR_ROOM: Duration = Duration::from_secs(1);
+
 /// Sends a batch somewhere.
 pub(super) trait Export<T>: Send + 'static {
     /// Whether it has arrived; if not, why.
@@ -38,6 +41,8 @@ pub(super) trait Export<T>: Send + 'static {
 pub(super) struct Inlet<T> {
     queue: mpsc::Sender<T>,
     pub dropped: Arc<AtomicU64>,
+    /// Whether it is worth waiting for room: not while what was there last did not get out.
+    moves: Arc<AtomicBool>,
 }
 
 impl<T> Inlet<T> {
@@ -45,6 +50,20 @@ impl<T> Inlet<T> {
     pub fn put(&self, item: T) {
         if self.queue.try_send(item).is_err() {
             self.dropped.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Waits until there is room for so many, if it may come to be: for whoever has the time.
+    pub async fn room(&self, number: usize) {
+        let number = number.min(self.queue.max_capacity());
+        if self.queue.capacity() >= number || !self.moves.load(Relaxed) {
+            return;
+        }
+        if timeout(WAIT_FOR_ROOM, self.queue.reserve_many(number))
+            .await
+            .is_err()
+        {
+            self.moves.store(false, Relaxed);
         }
     }
 
@@ -57,8 +76,29 @@ impl<T> Inlet<T> {
 /// A queue that hands its items to the receiver.
 pub(super) fn inlet<T>(capacity: usize) -> (Inlet<T>, mpsc::Receiver<T>) {
     let (queue, received) = mpsc::channel(capacity);
-    let dropped = Arc::default();
-    (Inlet { queue, dropped }, received)
+    let inlet = Inlet {
+        queue,
+        dropped: Arc::default(),
+        moves: Arc::new(AtomicBool::new(true)),
+    };
+    (inlet, received)
+}
+
+/// What the ends of a queue let each other know.
+#[derive(Debug, Clone)]
+pub(super) struct Signs {
+    dropped: Arc<AtomicU64>,
+    moves: Arc<AtomicBool>,
+}
+
+impl<T> Inlet<T> {
+    /// For whoever takes the items out.
+    pub fn signs(&self) -> Signs {
+        Signs {
+            dropped: Arc::clone(&self.dropped),
+            moves: Arc::clone(&self.moves),
+        }
+    }
 }
 
 /// Exports until `stop`, and then what is left until `deadline` (which is set by then).
@@ -67,7 +107,7 @@ pub(super) async fn export_all<T: Send + Sync, E: Export<T>>(
     mut queue: mpsc::Receiver<T>,
     exporter: E,
     batching: Batching,
-    dropped: Arc<AtomicU64>,
+    Signs { dropped, moves }: Signs,
     stop: CancellationToken,
 ) {
     let mut batch: Vec<T> = Vec::with_capacity(batching.batch);
@@ -108,10 +148,12 @@ pub(super) async fn export_all<T: Send + Sync, E: Export<T>>(
         }
         // While it is tried again, others may find no room.
         let failed = |why: &str| {
+            moves.store(false, Relaxed);
             said.failure = Some(why.to_owned());
             said.say(what, dropped.load(Relaxed));
         };
         let sent = send(&exporter, &batch, batching.timeout, &stop, failed).await;
+        moves.store(sent.is_ok(), Relaxed);
         said.failure = sent.err();
         if said.failure.is_some() {
             dropped.fetch_add(batch.len() as u64, Relaxed);
@@ -220,13 +262,13 @@ mod tests {
         let (inlet, queue) = inlet(BATCHING.queue);
         let kept = Kept(Arc::default(), Arc::new(AtomicU64::new(1)));
         let stop = CancellationToken::new();
-        let dropped = inlet.dropped.clone();
+        let signs = inlet.signs();
         let task = tokio::spawn(export_all(
             "spans",
             queue,
             kept.clone(),
             BATCHING,
-            dropped,
+            signs,
             stop.clone(),
         ));
         for number in 0..4 {
@@ -248,7 +290,7 @@ mod tests {
     async fn what_there_is_no_room_for_is_counted_and_nobody_waits() {
         let (inlet, queue) = inlet(BATCHING.queue);
         let stop = CancellationToken::new();
-        let dropped = inlet.dropped.clone();
+        let signs = inlet.signs();
         for number in 0..10 {
             inlet.put(number);
         }
@@ -259,7 +301,7 @@ mod tests {
             queue,
             Hole,
             BATCHING,
-            dropped,
+            signs,
             stop.clone(),
         ));
         stop.cancel();
@@ -281,8 +323,41 @@ mod tests {
             inlet.put(number);
         }
         stop.cancel();
-        let dropped = inlet.dropped.clone();
-        export_all("spans", queue, kept.clone(), BATCHING, dropped, stop).await;
+        let signs = inlet.signs();
+        export_all("spans", queue, kept.clone(), BATCHING, signs, stop).await;
         assert_eq!(*kept.0.lock().unwrap(), [0, 1, 2]);
+    }
+
+    #[tokio::test]
+    async fn who_has_the_time_waits_for_room_but_not_for_a_collector_that_takes_nothing() {
+        let (inlet, mut queue) = inlet(BATCHING.queue);
+        for number in 0..4 {
+            inlet.put(number);
+        }
+        let waits = async {
+            inlet.room(2).await;
+            inlet.put(4);
+        };
+        let takes = async {
+            queue.recv().await;
+            queue.recv().await;
+        };
+        tokio::join!(waits, takes);
+        assert_eq!(inlet.dropped.load(Relaxed), 0);
+        inlet.put(5);
+        let begun = Instant::now();
+        // Once for as long as it takes to know better, and then not any more.
+        inlet.room(2).await;
+        assert!(begun.elapsed() >= WAIT_FOR_ROOM);
+        inlet.room(2).await;
+        assert!(begun.elapsed() < WAIT_FOR_ROOM * 2);
+        inlet.signs().moves.store(true, Relaxed);
+        let (stop, signs) = (CancellationToken::new(), inlet.signs());
+        let kept = Kept::default();
+        let exporting = export_all("spans", queue, kept, BATCHING, signs, stop.clone());
+        let exporting = tokio::spawn(exporting);
+        inlet.room(BATCHING.queue + 1).await;
+        stop.cancel();
+        exporting.await.unwrap();
     }
 }

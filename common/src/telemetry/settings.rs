@@ -247,7 +247,7 @@ impl Settings {
             metrics: signal("METRICS")?,
             logs: signal("LOGS")?,
             sampling: Sampling::of(sampler, get("OTEL_TRACES_SAMPLER_ARG").as_deref())?,
-            spans: batching("BSP", 65_536)?,
+            spans: batching("BSP", 8_192)?,
             records: batching("BLRP", 8_192)?,
             tls: Tls::of(&get)?,
         })

@@ -61,6 +61,11 @@ impl Observing {
         self.batches.recv().await
     }
 
+    /// What one more commit changed, if it is there already.
+    pub fn next_now(&mut self) -> Option<Arc<Vec<Observed>>> {
+        self.batches.try_recv().ok()
+    }
+
     /// How much was lost to it since this was asked last.
     #[must_use]
     pub fn missed(&self) -> u64 {

@@ -7,11 +7,7 @@ use std::{
     time::Instant,
 };
 
-use emberline_common::{
-    ids::{Epoch, RunId},
-    telemetry::Telemetry,
-    trace::RunTrace,
-};
+use emberline_common::ids::{Epoch, RunId};
 use futures::future::BoxFuture;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -28,7 +24,7 @@ use super::{
 use crate::{
     engine::{
         Engine,
-        api::{ArchivedRun, Assignment, Command, Decision, Effect, Outcome, Refusal, SessionId},
+        api::{ArchivedRun, Command, Decision, Effect, Outcome, Refusal, SessionId},
     },
     store::{BatchLimits, StateStore, StoreError},
 };
@@ -50,7 +46,6 @@ pub(crate) struct Parts {
     /// Has room for every live run, so that handing one over never waits.
     pub(crate) archive: mpsc::Sender<Arc<ArchivedRun>>,
     pub(crate) observers: Observers,
-    pub(crate) telemetry: Telemetry,
 }
 
 /// Owns the engine until it stops leading.
@@ -64,7 +59,6 @@ pub(crate) struct Pump {
     counters: Arc<Counters>,
     archive: mpsc::Sender<Arc<ArchivedRun>>,
     observers: Observers,
-    telemetry: Telemetry,
     limits: BatchLimits,
     sessions: Sessions,
     /// Watchers that wait for a commit before they are added, by run.
@@ -112,7 +106,6 @@ impl Pump {
             counters: parts.counters,
             archive: parts.archive,
             observers: parts.observers,
-            telemetry: parts.telemetry,
             sessions: Sessions::default(),
             subscribing: HashMap::new(),
             pending: VecDeque::new(),
@@ -350,12 +343,11 @@ impl Pump {
                     }
                     Effect::Assign {
                         session,
-                        mut assignment,
+                        assignment,
                     } => {
                         if !self.observers.is_empty() {
                             observed.push(Observed::Assigned(now.since(assignment.ready_at)));
                         }
-                        self.hand_on_trace(&mut assignment);
                         let outgoing = sessions.entry(session).or_default();
                         outgoing.assignments.push(*assignment);
                     }
@@ -404,18 +396,6 @@ impl Pump {
             self.publish(&run, changes);
         }
         self.observers.tell(observed);
-    }
-
-    /// What the worker does is part of the attempt's span. If nothing is traced here, it goes on in
-    /// the trace that the run was given, if any.
-    fn hand_on_trace(&self, assignment: &mut Assignment) {
-        if !self.telemetry.traces() {
-            return;
-        }
-        let trace = RunTrace::of(&assignment.id.run, &assignment.traceparent);
-        let sampled = self.telemetry.samples(&trace);
-        let context = trace.attempt_context(&assignment.id, sampled);
-        assignment.traceparent = context.to_string();
     }
 
     fn publish(&mut self, run: &RunId, changes: Vec<Change>) {

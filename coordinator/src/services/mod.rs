@@ -21,7 +21,7 @@ pub(crate) mod workers;
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
-use emberline_common::{artifact::ArtifactStore, time::Timestamp};
+use emberline_common::{artifact::ArtifactStore, telemetry::Telemetry, time::Timestamp};
 use futures::Stream;
 use tonic::Status;
 
@@ -52,6 +52,7 @@ pub(crate) struct Context {
     pub(crate) tasks: Tasks,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) run_ids: RunIds,
+    pub(crate) telemetry: Telemetry,
     /// The `source` of our own events.
     pub(crate) events_source: String,
     /// Where this leader serves.

@@ -5,7 +5,10 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use emberline_common::{delivery::Deployment, ids::AttemptId, labels, run_view::RunView, wire};
+use emberline_common::{
+    delivery::Deployment, ids::AttemptId, labels, run_view::RunView, telemetry::Telemetry,
+    trace::RunTrace, wire,
+};
 use emberline_proto::{
     WORKER_PROTOCOL_VERSION,
     v1::{
@@ -25,7 +28,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{Answers, Context, status, translate};
 use crate::{
     dora,
-    engine::api::{AttemptReport, Command, Disconnect, SessionId, WorkerHello},
+    engine::api::{Assignment, AttemptReport, Command, Disconnect, SessionId, WorkerHello},
     runtime::{sessions::Outgoing, watchers::Progress},
 };
 
@@ -423,7 +426,8 @@ impl Speaker {
         }
         let mut part = Vec::new();
         let mut bytes = 0;
-        for assignment in assignments {
+        for mut assignment in assignments {
+            hand_on_trace(&self.context.telemetry, &mut assignment);
             let context = &self.context;
             let tell = |run: &RunView, deployments: &[Arc<Deployment>]| {
                 dora::delivery(
@@ -461,6 +465,17 @@ impl Speaker {
 
     fn queue(&mut self, what: FromLeader) {
         self.waiting.push_back(message(what));
+    }
+}
+
+/// What the worker does is part of the attempt's span. If nothing is traced here, it goes on in the
+/// trace that the run was given, if any.
+fn hand_on_trace(telemetry: &Telemetry, assignment: &mut Assignment) {
+    if telemetry.traces() {
+        let trace = RunTrace::of(&assignment.id.run, &assignment.traceparent);
+        let sampled = telemetry.samples(&trace);
+        let context = trace.attempt_context(&assignment.id, sampled);
+        assignment.traceparent = context.to_string();
     }
 }
 

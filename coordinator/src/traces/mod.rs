@@ -8,7 +8,7 @@ pub(crate) mod spans;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use emberline_common::{
     ids::RunId, run_view::RunSummary, telemetry::Telemetry, time::Timestamp, trace::RunTrace,
@@ -24,6 +24,12 @@ use crate::{
         observer::{Observed, Observing},
     },
 };
+
+/// How long it rests when it has told all that there was.
+const REST: Duration = Duration::from_millis(20);
+
+/// Spans that there is to be room for before something is told: of most things there are fewer.
+const ROOM: usize = 16;
 
 /// Tells the spans of one term.
 pub(crate) struct Tracer {
@@ -61,15 +67,22 @@ impl Tracer {
 
     /// Until the term is over.
     pub(crate) async fn run(mut self, mut observing: Observing) {
-        while let Some(batch) = observing.next().await {
-            if observing.missed() > 0 {
-                for run in self.live.values_mut() {
-                    run.gaps = true;
+        while let Some(first) = observing.next().await {
+            let mut batch = Some(first);
+            while let Some(observed) = batch {
+                if observing.missed() > 0 {
+                    for run in self.live.values_mut() {
+                        run.gaps = true;
+                    }
                 }
+                for observed in observed.iter() {
+                    self.telemetry.room(ROOM).await;
+                    self.observe(observed).await;
+                }
+                batch = observing.next_now();
             }
-            for observed in batch.iter() {
-                self.observe(observed).await;
-            }
+            // Nobody waits for spans: waking up for each commit would cost more than the spans do.
+            tokio::time::sleep(REST).await;
         }
     }
 
@@ -137,6 +150,7 @@ impl Tracer {
         if live.is_none_or(|live| live.gaps) {
             let began = spans::resumed(summary);
             for task in &archived.view.tasks {
+                self.telemetry.room(ROOM).await;
                 // What a retry kept is part of the run's earlier span.
                 if task.finished_at.is_some_and(|at| at >= began) {
                     for span in self.spans.task(summary, task) {

@@ -231,7 +231,7 @@ impl Made<'_> {
             span.attributes = vec![
                 KeyValue::new("cicd.pipeline.run.state", "pending"),
                 KeyValue::new("emberline.wait.reason", reason),
-                KeyValue::new("cicd.pipeline.task.name", self.task.task.to_string()),
+                KeyValue::new("cicd.pipeline.task.name", self.task.task.shared()),
                 KeyValue::new("emberline.attempt", i64::from(attempt)),
             ];
             spans.push(span);
@@ -252,11 +252,11 @@ impl Made<'_> {
         let task_run = format!("{}/{task}/{attempt}", self.run.run);
         let url = format!("{}/tasks/{task}/{attempt}", self.spans.url(self.run));
         span.attributes = vec![
-            KeyValue::new("cicd.pipeline.task.name", task.to_string()),
+            KeyValue::new("cicd.pipeline.task.name", task.shared()),
             KeyValue::new("cicd.pipeline.task.run.id", task_run),
             KeyValue::new("cicd.pipeline.task.run.url.full", url),
             KeyValue::new("emberline.attempt", i64::from(attempt)),
-            KeyValue::new("emberline.stage.kind", self.task.kind.to_string()),
+            KeyValue::new("emberline.stage.kind", self.task.kind.shared()),
         ];
         if let Some(kind) = task_type(self.task.kind.as_str()) {
             span.attributes
@@ -264,8 +264,8 @@ impl Made<'_> {
         }
         if let Some(worker) = worker {
             span.attributes.extend([
-                KeyValue::new("cicd.worker.id", worker.to_string()),
-                KeyValue::new("cicd.worker.name", worker.to_string()),
+                KeyValue::new("cicd.worker.id", worker.shared()),
+                KeyValue::new("cicd.worker.name", worker.shared()),
             ]);
         }
         if let Some(past) = before {
