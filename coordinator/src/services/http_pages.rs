@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use emberline_common::telemetry::{Telemetry, metrics_page};
 use emberline_proto::v1::TakeEventResponse;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
@@ -57,13 +58,17 @@ pub(super) fn elsewhere(leader: Option<&Leader>, why: &Status) -> Response<Body>
     }
 }
 
-/// Takes an event that an outside system posts: a CDEvent, or a CloudEvent with one in it.
-pub(super) async fn take_event(context: Arc<Context>, request: Request<Body>) -> Response<Body> {
+/// Reads an event that an outside system posts. Whoever is slow about it holds up nothing but his own
+/// connection.
+///
+/// # Errors
+/// The answer, if it is none.
+pub(super) async fn read_event(request: Request<Body>) -> Result<Bytes, Response<Body>> {
     if request.method() != Method::POST {
         let mut answer = refused(StatusCode::METHOD_NOT_ALLOWED, "use POST");
         let allowed = HeaderValue::from_static("POST");
         answer.headers_mut().insert(header::ALLOW, allowed);
-        return answer;
+        return Err(answer);
     }
     // No page in somebody's browser can send these without asking first; and it is told no.
     let kind = request.headers().get(header::CONTENT_TYPE);
@@ -73,25 +78,30 @@ pub(super) async fn take_event(context: Arc<Context>, request: Request<Body>) ->
         Some("application/json" | "application/cloudevents+json")
     ) {
         let why = "send one event as application/json or application/cloudevents+json";
-        return refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, why);
+        return Err(refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, why));
     }
     let body = Limited::new(request.into_body(), MAX_EVENT_BYTES).collect();
-    let body = match tokio::time::timeout(ARRIVES_WITHIN, body).await {
-        Ok(Ok(body)) => body.to_bytes(),
+    match tokio::time::timeout(ARRIVES_WITHIN, body).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(e)) if e.is::<LengthLimitError>() => {
             let why = format!("an event has at most {MAX_EVENT_BYTES} bytes");
-            return refused(StatusCode::PAYLOAD_TOO_LARGE, &why);
+            Err(refused(StatusCode::PAYLOAD_TOO_LARGE, &why))
         }
-        Ok(Err(_)) => return refused(StatusCode::BAD_REQUEST, "the event did not arrive whole"),
+        Ok(Err(_)) => {
+            let why = "the event did not arrive whole";
+            Err(refused(StatusCode::BAD_REQUEST, why))
+        }
         Err(_) => {
-            return refused(
-                StatusCode::REQUEST_TIMEOUT,
-                "the event did not arrive in time",
-            );
+            let why = "the event did not arrive in time";
+            Err(refused(StatusCode::REQUEST_TIMEOUT, why))
         }
-    };
+    }
+}
+
+/// Takes an event: a CDEvent, or a CloudEvent with one in it.
+pub(super) async fn take_event(context: Arc<Context>, event: &[u8]) -> Response<Body> {
     let dora = Dora(context);
-    match tokio::time::timeout(ANSWER_WITHIN, dora.take(&body)).await {
+    match tokio::time::timeout(ANSWER_WITHIN, dora.take(event)).await {
         Ok(Ok(TakeEventResponse { noted: true, .. })) => {
             answer(StatusCode::OK, &json!({ "noted": true }))
         }

@@ -100,6 +100,22 @@ impl Role {
         }
     }
 
+    async fn event(self, request: Request<Body>) -> Response<Body> {
+        let event = match http_pages::read_event(request).await {
+            Ok(event) => event,
+            Err(answer) => return answer,
+        };
+        // Only now: nothing of a term may be held while a stranger sends.
+        let term = self.term.borrow().clone();
+        match term {
+            Some(term) => http_pages::take_event(term.context, &event).await,
+            None => {
+                let (leader, status) = self.elsewhere();
+                http_pages::elsewhere(leader.as_ref(), &status)
+            }
+        }
+    }
+
     /// Where the leader is, and what to say of it, or why there is none.
     fn elsewhere(&self) -> (Option<Leader>, tonic::Status) {
         let leader = self.store.watch_leader().borrow().clone();
@@ -151,17 +167,7 @@ impl Service<Request<Body>> for Role {
             return Box::pin(std::future::ready(Ok(answer)));
         }
         if path == http_pages::EVENTS {
-            let term = self.term.borrow().clone();
-            return match term {
-                Some(term) => http_pages::take_event(term.context, request)
-                    .map(Ok)
-                    .boxed(),
-                None => {
-                    let (leader, status) = self.elsewhere();
-                    let answer = http_pages::elsewhere(leader.as_ref(), &status);
-                    Box::pin(std::future::ready(Ok(answer)))
-                }
-            };
+            return self.clone().event(request).map(Ok).boxed();
         }
         let service = path.trim_start_matches('/').split('/').next();
         let mut routes = if service.is_some_and(|service| LED.contains(&service)) {
