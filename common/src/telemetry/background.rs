@@ -3,8 +3,9 @@
 //! It has a lower priority than the rest of the process: where the cores are busy it takes what is left
 //! over, so that being watched slows nothing that is watched. Meanwhile things wait in bounded queues.
 
-use std::{io, thread};
+use std::{io, sync::mpsc, thread};
 
+use rustix::process::{Pid, setpriority_process};
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +17,8 @@ const NICE: i32 = 15;
 pub(super) struct Background {
     handle: Handle,
     stop: CancellationToken,
+    /// As the system knows it.
+    me: Pid,
     thread: Option<thread::JoinHandle<()>>,
 }
 
@@ -27,9 +30,12 @@ impl Background {
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         let thread = thread::Builder::new().name("telemetry".to_owned());
+        let (say, said) = mpsc::sync_channel(1);
         let thread = thread.spawn(move || {
             let me = rustix::thread::gettid();
-            if let Err(error) = rustix::process::setpriority_process(Some(me), NICE) {
+            // Whoever starts it waits for this.
+            let _ = say.send(me);
+            if let Err(error) = setpriority_process(Some(me), NICE) {
                 tracing::debug!(%error, "telemetry has no lower priority");
             }
             runtime.block_on(stopped.cancelled());
@@ -37,6 +43,7 @@ impl Background {
         Ok(Self {
             handle,
             stop,
+            me: said.recv().map_err(io::Error::other)?,
             thread: Some(thread),
         })
     }
@@ -44,6 +51,13 @@ impl Background {
     /// Where to start what is to be done on it.
     pub const fn handle(&self) -> &Handle {
         &self.handle
+    }
+
+    /// Nothing else is left to do: it may be as fast as it can, where the system lets it.
+    pub fn hurry(&self) {
+        if let Err(error) = setpriority_process(Some(self.me), 0) {
+            tracing::debug!(%error, "telemetry keeps its lower priority");
+        }
     }
 
     /// Ends it and what still runs on it. Blocks until it has ended, which what runs there may not

@@ -304,6 +304,11 @@ impl Telemetry {
     /// Exports what is left, for no longer than this. From then on nothing is exported.
     pub async fn shutdown(&self, within: Duration) {
         let Some(inner) = &self.0 else { return };
+        let background = inner.background.lock();
+        let background = background.unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(background) = &background {
+            background.hurry();
+        }
         inner.stop.cancel();
         let tasks =
             std::mem::take(&mut *inner.tasks.lock().unwrap_or_else(PoisonError::into_inner));
@@ -327,8 +332,6 @@ impl Telemetry {
                 task.abort();
             }
         }
-        let background = inner.background.lock();
-        let background = background.unwrap_or_else(PoisonError::into_inner).take();
         if let Some(mut background) = background {
             // Nothing on it blocks.
             let _ = tokio::task::spawn_blocking(move || background.stop()).await;
