@@ -254,6 +254,21 @@ impl Telemetry {
         }
     }
 
+    /// Whether spans would be dropped now, since the collector takes nothing: then they need not be
+    /// made.
+    #[must_use]
+    pub fn is_stuck(&self) -> bool {
+        let spans = self.0.as_ref().and_then(|inner| inner.spans.as_ref());
+        spans.is_some_and(Inlet::is_stuck)
+    }
+
+    /// So many spans, or more, were not even made.
+    pub fn lost(&self, spans: usize) {
+        if let Some(inlet) = self.0.as_ref().and_then(|inner| inner.spans.as_ref()) {
+            inlet.dropped.fetch_add(spans as u64, Relaxed);
+        }
+    }
+
     /// Hands over a log record, made only if there is somewhere to send it. Never waits.
     fn log_record(&self, make: impl FnOnce(&SdkLogger) -> SdkLogRecord) {
         let Some((records, logger)) = self.0.as_ref().and_then(|inner| inner.records.as_ref())

@@ -67,6 +67,11 @@ impl<T> Inlet<T> {
         }
     }
 
+    /// Whether the next item would be dropped, and waiting is of no use.
+    pub fn is_stuck(&self) -> bool {
+        self.is_full() && !self.moves.load(Relaxed)
+    }
+
     /// Whether the next item would be dropped; it is counted as if it had been made.
     pub fn is_full(&self) -> bool {
         self.queue.capacity() == 0
@@ -351,7 +356,9 @@ mod tests {
         assert!(begun.elapsed() >= WAIT_FOR_ROOM);
         inlet.room(2).await;
         assert!(begun.elapsed() < WAIT_FOR_ROOM * 2);
+        assert!(inlet.is_stuck());
         inlet.signs().moves.store(true, Relaxed);
+        assert!(!inlet.is_stuck(), "it is only full");
         let (stop, signs) = (CancellationToken::new(), inlet.signs());
         let kept = Kept::default();
         let exporting = export_all("spans", queue, kept, BATCHING, signs, stop.clone());

@@ -102,10 +102,16 @@ impl Tracer {
                 live.summary = summary.clone();
             }
             Observed::Task(task) => {
-                if let Some(live) = self.live.get(&task.run)
+                let stuck = self.telemetry.is_stuck();
+                if let Some(live) = self.live.get_mut(&task.run)
                     && live.sampled
                     && task.state.is_final()
                 {
+                    if stuck {
+                        // Made good when the run ends, if somebody listens then.
+                        live.gaps = true;
+                        return;
+                    }
                     for span in self.spans.task(&live.summary, task) {
                         self.telemetry.span(span);
                     }
@@ -145,6 +151,11 @@ impl Tracer {
             None => self.telemetry.samples(&summary.trace()),
         };
         if !sampled {
+            return;
+        }
+        if self.telemetry.is_stuck() {
+            // Each task is a span at the least, and so is the run.
+            self.telemetry.lost(archived.view.tasks.len() + 1);
             return;
         }
         if live.is_none_or(|live| live.gaps) {
