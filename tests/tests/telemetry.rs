@@ -435,6 +435,15 @@ fn a_collector_at_an_https_address_is_trusted_by_its_certificate_alone() {
 }
 
 #[test]
+fn a_machine_that_trusts_nobody_still_exports_to_an_http_address() {
+    let watched = Watched::new();
+    let file = watched.tells();
+    let nobody = [("SSL_CERT_FILE", "/dev/null"), ("SSL_CERT_DIR", "/nowhere")];
+    let run = watched.run(&file, &nobody);
+    assert_eq!(watched.trace_of(&run).named("s").count(), 1);
+}
+
+#[test]
 fn the_guide_names_every_metric() {
     let guide = repository().join("docs/guide/telemetry.md");
     let guide = std::fs::read_to_string(guide).unwrap();

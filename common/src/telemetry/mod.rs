@@ -29,7 +29,6 @@ use opentelemetry::{
     logs::LoggerProvider as _,
     metrics::{Counter, Meter, MeterProvider as _},
 };
-use opentelemetry_otlp::WithTonicConfig as _;
 use opentelemetry_sdk::{
     Resource,
     logs::{SdkLogRecord, SdkLogger, SdkLoggerProvider},
@@ -128,9 +127,8 @@ impl Telemetry {
         let mut spans = None;
         if settings.traces {
             use opentelemetry_sdk::trace::SpanExporter as _;
-            let exporter = opentelemetry_otlp::SpanExporter::builder()
-                .with_tonic()
-                .with_tls_config(otlp::tls(&settings.tls));
+            let exporter = opentelemetry_otlp::SpanExporter::builder().with_tonic();
+            let exporter = otlp::secured(exporter, settings.tls.as_ref());
             let mut exporter = exporter.build().map_err(failed("traces"))?;
             exporter.set_resource(&resource);
             let scope = otlp::scope();
@@ -144,9 +142,8 @@ impl Telemetry {
         let mut records = None;
         if settings.logs {
             use opentelemetry_sdk::logs::LogExporter as _;
-            let exporter = opentelemetry_otlp::LogExporter::builder()
-                .with_tonic()
-                .with_tls_config(otlp::tls(&settings.tls));
+            let exporter = opentelemetry_otlp::LogExporter::builder().with_tonic();
+            let exporter = otlp::secured(exporter, settings.tls.as_ref());
             let mut exporter = exporter.build().map_err(failed("logs"))?;
             exporter.set_resource(&resource);
             let scope = otlp::scope();
@@ -177,9 +174,8 @@ impl Telemetry {
             .with_resource(resource)
             .with_reader(scraped);
         if settings.metrics {
-            let exporter = opentelemetry_otlp::MetricExporter::builder()
-                .with_tonic()
-                .with_tls_config(otlp::tls(&settings.tls));
+            let exporter = opentelemetry_otlp::MetricExporter::builder().with_tonic();
+            let exporter = otlp::secured(exporter, settings.tls.as_ref());
             let exporter = exporter.build().map_err(failed("metrics"))?;
             meters = meters.with_reader(PeriodicReader::builder(exporter).build());
         }

@@ -6,7 +6,7 @@ use opentelemetry::{
     InstrumentationScope, SpanId, TraceFlags, TraceId,
     trace::{Event, Link, SpanContext, SpanKind as OtelKind, Status, TraceState},
 };
-use opentelemetry_otlp::{LogExporter, SpanExporter};
+use opentelemetry_otlp::{LogExporter, SpanExporter, WithTonicConfig};
 use opentelemetry_sdk::{
     logs::{LogBatch, LogExporter as _, SdkLogRecord},
     trace::{SpanData, SpanEvents, SpanExporter as _, SpanLinks},
@@ -23,17 +23,21 @@ pub(super) fn scope() -> InstrumentationScope {
         .build()
 }
 
-/// How an exporter speaks to an `https` address; at an `http` one it is not used.
-pub(super) fn tls(tls: &Tls) -> ClientTlsConfig {
+/// Says how an exporter speaks to an `https` address. Where there is none nothing is looked for: a
+/// machine may trust nobody.
+pub(super) fn secured<B: WithTonicConfig>(builder: B, tls: Option<&Tls>) -> B {
+    let Some(tls) = tls else {
+        return builder;
+    };
     crate::tls::install_crypto_provider();
     let config = match &tls.ca {
         Some(ca) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca)),
         None => ClientTlsConfig::new().with_native_roots(),
     };
-    match &tls.identity {
+    builder.with_tls_config(match &tls.identity {
         Some((certificate, key)) => config.identity(Identity::from_pem(certificate, key)),
         None => config,
-    }
+    })
 }
 
 /// Spans over OTLP.

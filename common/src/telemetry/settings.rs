@@ -115,7 +115,8 @@ pub(super) struct Settings {
     pub sampling: Sampling,
     pub spans: Batching,
     pub records: Batching,
-    pub tls: Tls,
+    /// None where every address is an `http` one.
+    pub tls: Option<Tls>,
 }
 
 /// How a collector at an `https` address is known, and how it knows us. All of it is PEM.
@@ -240,6 +241,11 @@ impl Settings {
                 timeout: Duration::from_millis(number("EXPORT_TIMEOUT", 10_000)?),
             })
         };
+        let tls = Tls::of(&get)?;
+        let is_secure = ["", "TRACES_", "METRICS_", "LOGS_"].iter().any(|signal| {
+            let endpoint = get(&format!("OTEL_EXPORTER_OTLP_{signal}ENDPOINT"));
+            endpoint.is_some_and(|url| url.starts_with("https:"))
+        });
         let sampler = get("OTEL_TRACES_SAMPLER");
         let sampler = sampler.as_deref().unwrap_or("parentbased_always_on");
         Ok(Self {
@@ -249,7 +255,7 @@ impl Settings {
             sampling: Sampling::of(sampler, get("OTEL_TRACES_SAMPLER_ARG").as_deref())?,
             spans: batching("BSP", 8_192)?,
             records: batching("BLRP", 8_192)?,
-            tls: Tls::of(&get)?,
+            tls: is_secure.then_some(tls),
         })
     }
 }
