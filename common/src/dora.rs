@@ -42,6 +42,12 @@ pub struct DoraQuery {
 }
 
 impl DoraQuery {
+    /// Everything in the time that is looked back if nothing else is asked for.
+    #[must_use]
+    pub fn lately(now: Timestamp) -> Self {
+        Self::within(now.before(WINDOW), now)
+    }
+
     /// Everything in that window.
     #[must_use]
     pub const fn within(since: Timestamp, until: Timestamp) -> Self {
@@ -117,6 +123,133 @@ impl PlaceMetrics {
             ..
         } = self.counts;
         deployments == 0 && rollbacks == 0 && caught_before_exposure == 0 && in_progress == 0
+    }
+}
+
+/// How figures are written where metrics are shown: a terminal and a page differ.
+pub trait Figures {
+    /// A span of so many microseconds.
+    fn span(&self, micros: u64) -> String;
+    /// Any number.
+    fn number(&self, number: f64) -> String;
+    /// A ratio, in percent.
+    fn percent(&self, ratio: f64) -> String;
+    /// A count.
+    fn count(&self, count: u64) -> String;
+    /// How many of what.
+    fn plural(&self, count: u64, one: &str) -> String {
+        let ending = if count == 1 { "" } else { "s" };
+        format!("{} {one}{ending}", self.count(count))
+    }
+}
+
+/// One metric in words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MetricRow {
+    /// Which.
+    pub name: &'static str,
+    /// What it is, or why there is none.
+    pub value: String,
+    /// From what.
+    pub detail: String,
+    /// The answer of DORA's Quick Check.
+    pub bucket: String,
+    /// The level with its year.
+    pub level: String,
+}
+
+impl MetricRow {
+    fn none(name: &'static str, why: &str) -> Self {
+        Self {
+            name,
+            value: why.to_owned(),
+            detail: String::new(),
+            bucket: String::new(),
+            level: String::new(),
+        }
+    }
+}
+
+fn in_words(level: Option<Level>) -> String {
+    level.map(|level| level.to_string()).unwrap_or_default()
+}
+
+impl PlaceMetrics {
+    /// All metrics in words, in the order in which they are shown.
+    #[must_use]
+    pub fn rows(&self, figures: &impl Figures) -> [MetricRow; 6] {
+        let times = |name, times: Option<Times>, one: &str, none: &str| {
+            let Some(times) = times else {
+                return MetricRow::none(name, none);
+            };
+            let (p95, count) = (
+                figures.span(times.p95_micros),
+                figures.plural(times.count, one),
+            );
+            MetricRow {
+                name,
+                value: figures.span(times.median_micros),
+                detail: format!("p95 {p95}, {count}"),
+                bucket: times.bucket.to_string(),
+                level: in_words(times.level),
+            }
+        };
+        let rate = |name, rate: Option<Rate>| {
+            let Some(rate) = rate else {
+                return MetricRow::none(name, "no deployments");
+            };
+            MetricRow {
+                name,
+                value: figures.percent(rate.ratio),
+                detail: format!(
+                    "{} of {}",
+                    figures.count(rate.part),
+                    figures.count(rate.whole)
+                ),
+                bucket: String::new(),
+                level: in_words(rate.level),
+            }
+        };
+        let recovery = match self.counts.not_recovered {
+            0 => "no failure",
+            _ => "not recovered",
+        };
+        [
+            self.frequency_row(figures),
+            times(
+                "change lead time",
+                self.change_lead_time,
+                "change",
+                "no change",
+            ),
+            times(
+                "data lead time",
+                self.data_lead_time,
+                "data version",
+                "no new data",
+            ),
+            rate("change fail rate", self.change_fail_rate),
+            times("recovery time", self.recovery_time, "failure", recovery),
+            rate("rework rate", self.rework_rate),
+        ]
+    }
+
+    fn frequency_row(&self, figures: &impl Figures) -> MetricRow {
+        const NAME: &str = "deployment frequency";
+        let Some(frequency) = self.deployment_frequency else {
+            return MetricRow::none(NAME, "no deployments");
+        };
+        let successful = figures.plural(frequency.successful, "deployment");
+        MetricRow {
+            name: NAME,
+            value: format!("{} a day", figures.number(frequency.per_day)),
+            detail: match frequency.median_between_micros {
+                Some(between) => format!("{successful}, median {} apart", figures.span(between)),
+                None => successful,
+            },
+            bucket: frequency.bucket.map(|b| b.to_string()).unwrap_or_default(),
+            level: in_words(frequency.level),
+        }
     }
 }
 
@@ -374,6 +507,18 @@ pub struct Delivery {
     pub deployments: Vec<LeadTimeExplanation>,
     /// The metrics of its pipeline.
     pub metrics: DoraReport,
+}
+
+impl Segment {
+    /// What it is about, in words: the task, and which attempt if it was not the first. May be empty.
+    #[must_use]
+    pub fn about(&self) -> String {
+        match (&self.task, self.attempt) {
+            (Some(task), Some(attempt)) if attempt > 1 => format!("{task}, attempt {attempt}"),
+            (Some(task), _) => task.to_string(),
+            (None, _) => String::new(),
+        }
+    }
 }
 
 named!(

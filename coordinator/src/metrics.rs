@@ -7,7 +7,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use emberline_common::{
-    dora::{DoraQuery, WINDOW},
+    dora::DoraQuery,
     failure::Reason,
     ids::RunId,
     run_view::{RunState, RunSummary, TaskState, TaskView},
@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use crate::{
     delivery_gauges::DeliveryGauges,
     dora,
-    engine::Engine,
+    lookup::Lookup,
     runtime::{
         Runtime,
         observer::{Observed, Observing},
@@ -113,6 +113,7 @@ impl Instruments {
 pub(crate) struct Metrics {
     instruments: Instruments,
     runtime: Runtime,
+    lookup: Lookup,
     /// Runs that have not ended, with their pipeline and state.
     live: HashMap<RunId, (String, RunState)>,
     /// Workers by state, as counted up last.
@@ -125,10 +126,16 @@ pub(crate) struct Metrics {
 const WORKER_STATES: [&str; 3] = ["available", "busy", "offline"];
 
 impl Metrics {
-    pub(crate) fn new(meter: &Meter, delivery: DeliveryGauges, runtime: Runtime) -> Self {
+    pub(crate) fn new(
+        meter: &Meter,
+        delivery: DeliveryGauges,
+        runtime: Runtime,
+        lookup: Lookup,
+    ) -> Self {
         Self {
             instruments: Instruments::new(meter),
             runtime,
+            lookup,
             live: HashMap::new(),
             workers: [0; 3],
             delivery,
@@ -164,18 +171,13 @@ impl Metrics {
 
     async fn measure(&mut self) {
         self.measure_at = Instant::now() + MEASURE_EVERY;
-        let all = |engine: &Engine| engine.deployments().cloned().collect::<Vec<_>>();
         // What cannot be read now is read the next time, or never again.
-        let Ok(deployments) = self.runtime.read(all).await else {
+        let Ok(deployments) = self.lookup.deployments().await else {
             return;
         };
         let measured = tokio::task::spawn_blocking(move || {
             let now = Timestamp::now();
-            dora::measure(
-                &deployments,
-                &DoraQuery::within(now.before(WINDOW), now),
-                now,
-            )
+            dora::measure(&deployments, &DoraQuery::lately(now), now)
         });
         if let Ok(report) = measured.await {
             self.delivery.show(Some(report));

@@ -153,6 +153,8 @@ impl Term {
                 PumpError::Panicked => CoordinatorError::Panicked { task: "engine" },
             })
         });
+        let archive = Archive::new(config.artifacts.clone());
+        let lookup = Lookup::new(runtime.clone(), archive.clone());
         if let Some(traced) = traced {
             let spans = config.spans.clone();
             let since = clock.now();
@@ -167,7 +169,8 @@ impl Term {
             }
         }
         if let Some(measured) = measured {
-            let metrics = Metrics::new(&telemetry.meter(), delivery.clone(), runtime.clone());
+            let (delivery, runtime, lookup) = (delivery.clone(), runtime.clone(), lookup.clone());
+            let metrics = Metrics::new(&telemetry.meter(), delivery, runtime, lookup);
             tasks.spawn("metrics", async move {
                 metrics.run(measured).await;
                 Ok(())
@@ -181,7 +184,6 @@ impl Term {
                 Ok(())
             });
         }
-        let archive = Archive::new(config.artifacts.clone());
         let tellers = Tellers::start(
             &config.events,
             config.spans.clone(),
@@ -203,7 +205,7 @@ impl Term {
             Ok(())
         });
         let context = Context {
-            lookup: Lookup::new(runtime.clone(), archive.clone()),
+            lookup,
             collector: Collector::new(
                 runtime.clone(),
                 config.artifacts.clone(),

@@ -4,10 +4,7 @@ use std::time::Duration;
 
 use emberline_common::{
     delivery::MAX_COMMITS,
-    dora::{
-        Counts, DoraReport, Frequency, LeadTimeExplanation, Level, PlaceMetrics, Rate, Segment,
-        Times,
-    },
+    dora::{Counts, DoraReport, Figures, LeadTimeExplanation, PlaceMetrics, Segment},
     time::Timestamp,
 };
 use emberline_proto::v1::{ExplainDeploymentRequest, GetMetricsRequest};
@@ -95,7 +92,7 @@ fn tell(report: &DoraReport, asked: &[String]) -> std::io::Result<()> {
     const DAY: u64 = 86_400_000_000;
     let window = micros(report.until.since(report.since));
     let window = match window % DAY {
-        0 => plural(window / DAY, "day"),
+        0 => Terminal.plural(window / DAY, "day"),
         _ => span(window),
     };
     output::line(format!("{} to {} ({window})", report.since, report.until))?;
@@ -126,52 +123,11 @@ fn tell_place(place: &PlaceMetrics, report: &DoraReport) -> std::io::Result<()> 
     if place.is_empty() {
         return output::line("no deployments");
     }
-    let nothing = |what: &str| [what.to_owned(), String::new(), String::new(), String::new()];
-    let rows = [
-        (
-            "deployment frequency",
-            place
-                .deployment_frequency
-                .map_or_else(|| nothing("no deployments"), frequency),
-        ),
-        (
-            "change lead time",
-            place
-                .change_lead_time
-                .map_or_else(|| nothing("no change"), |t| times(&t, "change")),
-        ),
-        (
-            "data lead time",
-            place
-                .data_lead_time
-                .map_or_else(|| nothing("no new data"), |t| times(&t, "data version")),
-        ),
-        (
-            "change fail rate",
-            place
-                .change_fail_rate
-                .map_or_else(|| nothing("no deployments"), |r| rate(&r)),
-        ),
-        (
-            "recovery time",
-            place.recovery_time.map_or_else(
-                || {
-                    nothing(match place.counts.not_recovered {
-                        0 => "no failure",
-                        _ => "not recovered",
-                    })
-                },
-                |t| times(&t, "failure"),
-            ),
-        ),
-        (
-            "rework rate",
-            place
-                .rework_rate
-                .map_or_else(|| nothing("no deployments"), |r| rate(&r)),
-        ),
-    ];
-    let rows = rows.map(|(name, cells)| [vec![name.to_owned()], cells.to_vec()].concat());
+    let rows = place.rows(&Terminal);
+    let rows = rows.map(|row| {
+        let name = row.name.to_owned();
+        vec![name, row.value, row.detail, row.bucket, row.level]
+    });
     output::table(
         &["METRIC", "VALUE", "DETAIL", "QUICK CHECK", "LEVEL"],
         &rows,
@@ -182,47 +138,25 @@ fn tell_place(place: &PlaceMetrics, report: &DoraReport) -> std::io::Result<()> 
     Ok(())
 }
 
-fn level(level: Option<Level>) -> String {
-    level.map(|level| level.to_string()).unwrap_or_default()
-}
+/// Figures as a terminal shows them.
+struct Terminal;
 
-fn frequency(frequency: Frequency) -> [String; 4] {
-    let successful = plural(frequency.successful, "deployment");
-    let between = frequency.median_between_micros;
-    let detail = between.map_or(successful.clone(), |micros| {
-        format!("{successful}, median {} apart", span(micros))
-    });
-    [
-        format!("{} a day", decimal(frequency.per_day)),
-        detail,
-        frequency
-            .bucket
-            .map(|bucket| bucket.to_string())
-            .unwrap_or_default(),
-        level(frequency.level),
-    ]
-}
+impl Figures for Terminal {
+    fn span(&self, micros: u64) -> String {
+        span(micros)
+    }
 
-fn times(times: &Times, one: &str) -> [String; 4] {
-    [
-        span(times.median_micros),
-        format!(
-            "p95 {}, {}",
-            span(times.p95_micros),
-            plural(times.count, one)
-        ),
-        times.bucket.to_string(),
-        level(times.level),
-    ]
-}
+    fn number(&self, number: f64) -> String {
+        decimal(number)
+    }
 
-fn rate(rate: &Rate) -> [String; 4] {
-    [
-        format!("{} %", decimal(rate.ratio * 100.0)),
-        format!("{} of {}", rate.part, rate.whole),
-        String::new(),
-        level(rate.level),
-    ]
+    fn percent(&self, ratio: f64) -> String {
+        format!("{} %", decimal(ratio * 100.0))
+    }
+
+    fn count(&self, count: u64) -> String {
+        count.to_string()
+    }
 }
 
 /// What a reader has to know beside the figures.
@@ -335,21 +269,13 @@ fn tell_explanation(e: &LeadTimeExplanation) -> std::io::Result<()> {
 )]
 fn row(segment: &Segment, total: u64, longest: u64) -> Vec<String> {
     let of = |whole: u64| segment.micros as f64 / whole.max(1) as f64;
-    let task = segment.task.as_ref().map(|task| match segment.attempt {
-        Some(attempt) if attempt > 1 => format!("{task}, attempt {attempt}"),
-        _ => task.to_string(),
-    });
     vec![
         segment.kind.to_string(),
-        task.unwrap_or_default(),
+        segment.about(),
         span(segment.micros),
         format!("{} %", decimal(of(total) * 100.0)),
         "▇".repeat((of(longest) * BAR as f64).round() as usize),
     ]
-}
-
-fn plural(number: u64, one: &str) -> String {
-    format!("{number} {one}{}", if number == 1 { "" } else { "s" })
 }
 
 /// Two digits after the point where there is nothing before it, else one.

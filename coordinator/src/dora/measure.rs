@@ -17,7 +17,6 @@ use emberline_common::{
     ids::{DeploymentId, Digest, EnvironmentName, ModelName, PipelineName},
     time::Timestamp,
 };
-
 use foldhash::{HashMap, HashMapExt as _, HashSet, fast::RandomState};
 
 use super::quick_check;

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use emberline_common::{
     delivery::{Deployment, DeploymentKind},
-    dora::{Delivery, DoraQuery, WINDOW},
+    dora::{Delivery, DoraQuery},
     run_view::RunView,
     time::Timestamp,
 };
@@ -37,7 +37,7 @@ pub fn delivery(
         .filter(|d| d.run == summary.run && d.kind == DeploymentKind::Release);
     let query = DoraQuery {
         pipeline: Some(summary.pipeline.clone()),
-        ..DoraQuery::within(now.before(WINDOW), now)
+        ..DoraQuery::lately(now)
     };
     let trace = summary.trace().trace.to_string();
     Delivery {

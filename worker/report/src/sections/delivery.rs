@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use emberline_common::dora::{
-    DoraReport, LeadTimeExplanation, Level, PlaceMetrics, Rate, Segment, Times,
-};
+use emberline_common::dora::{DoraReport, Figures, LeadTimeExplanation, PlaceMetrics};
 
 use crate::{
     format::{count, duration, number, percent, plural},
@@ -92,7 +90,7 @@ fn explain(h: &mut Html, explanation: &LeadTimeExplanation, trace_url: &str) {
         for segment in explanation.segments.iter().take(MAX_SEGMENTS) {
             h.row(|h| {
                 h.row_head(segment.kind);
-                h.cell(task(segment));
+                h.cell(segment.about());
                 h.number_cell(span(segment.micros));
                 h.number_cell(percent(segment.micros as f64, total));
                 h.element("td", &[], |h| {
@@ -110,14 +108,6 @@ fn explain(h: &mut Html, explanation: &LeadTimeExplanation, trace_url: &str) {
             "muted",
             format_args!("and {} more", plural(more, "segment")),
         );
-    }
-}
-
-fn task(segment: &Segment) -> String {
-    match (&segment.task, segment.attempt) {
-        (Some(task), Some(attempt)) if attempt > 1 => format!("{task}, attempt {attempt}"),
-        (Some(task), _) => task.to_string(),
-        (None, _) => String::new(),
     }
 }
 
@@ -144,54 +134,24 @@ fn bar(h: &mut Html, share: f64) {
     });
 }
 
-/// A row of the table: name, value, detail, bucket, level.
-struct Row {
-    name: &'static str,
-    value: String,
-    detail: String,
-    bucket: String,
-    level: Option<Level>,
-}
+/// Figures as the page shows them.
+struct Page;
 
-impl Row {
-    fn times(name: &'static str, times: Option<Times>, one: &str, none: &str) -> Self {
-        times.map_or_else(
-            || Self::none(name, none),
-            |times| Self {
-                name,
-                value: span(times.median_micros),
-                detail: format!(
-                    "p95 {}, {}",
-                    span(times.p95_micros),
-                    plural(times.count, one)
-                ),
-                bucket: times.bucket.to_string(),
-                level: times.level,
-            },
-        )
+impl Figures for Page {
+    fn span(&self, micros: u64) -> String {
+        span(micros)
     }
 
-    fn rate(name: &'static str, rate: Option<Rate>) -> Self {
-        rate.map_or_else(
-            || Self::none(name, "no deployments"),
-            |rate| Self {
-                name,
-                value: percent(rate.ratio, 1.0),
-                detail: format!("{} of {}", count(rate.part), count(rate.whole)),
-                bucket: String::new(),
-                level: rate.level,
-            },
-        )
+    fn number(&self, value: f64) -> String {
+        number(value)
     }
 
-    fn none(name: &'static str, why: &str) -> Self {
-        Self {
-            name,
-            value: why.to_owned(),
-            detail: String::new(),
-            bucket: String::new(),
-            level: None,
-        }
+    fn percent(&self, ratio: f64) -> String {
+        percent(ratio, 1.0)
+    }
+
+    fn count(&self, value: u64) -> String {
+        count(value)
     }
 }
 
@@ -205,45 +165,6 @@ fn metrics(h: &mut Html, place: &PlaceMetrics, report: &DoraReport) {
         h.paragraph("muted", "no deployments");
         return;
     }
-    let frequency = place.deployment_frequency.map_or_else(
-        || Row::none("deployment frequency", "no deployments"),
-        |frequency| Row {
-            name: "deployment frequency",
-            value: format!("{} a day", number(frequency.per_day)),
-            detail: match frequency.median_between_micros {
-                Some(between) => format!(
-                    "{}, median {} apart",
-                    plural(frequency.successful, "deployment"),
-                    span(between)
-                ),
-                None => plural(frequency.successful, "deployment"),
-            },
-            bucket: frequency.bucket.map(|b| b.to_string()).unwrap_or_default(),
-            level: frequency.level,
-        },
-    );
-    let recovery = match place.counts.not_recovered {
-        0 => "no failure",
-        _ => "not recovered",
-    };
-    let rows = [
-        frequency,
-        Row::times(
-            "change lead time",
-            place.change_lead_time,
-            "change",
-            "no change",
-        ),
-        Row::times(
-            "data lead time",
-            place.data_lead_time,
-            "data version",
-            "no new data",
-        ),
-        Row::rate("change fail rate", place.change_fail_rate),
-        Row::times("recovery time", place.recovery_time, "failure", recovery),
-        Row::rate("rework rate", place.rework_rate),
-    ];
     let caption = format!(
         "DORA's metrics of {}, {} to {}",
         place.pipeline, report.since, report.until
@@ -256,13 +177,13 @@ fn metrics(h: &mut Html, place: &PlaceMetrics, report: &DoraReport) {
         Text("level"),
     ];
     h.table(&caption, &headings, |h| {
-        for row in rows {
+        for row in place.rows(&Page) {
             h.row(|h| {
                 h.row_head(row.name);
                 h.cell(row.value);
                 h.cell(row.detail);
                 h.cell(row.bucket);
-                h.cell(row.level.map(|level| level.to_string()).unwrap_or_default());
+                h.cell(row.level);
             });
         }
     });
