@@ -241,26 +241,36 @@ async fn a_full_etcd_is_said_and_waited_for() {
     let epoch = store.campaign(conformance::candidate("a")).await.unwrap();
     check_schema(&store, epoch).await.unwrap();
     let big = "x".repeat(60 << 10);
+    // The commit that finds etcd full goes on to its end: a next one would take its number.
+    let full = std::cell::Cell::new(false);
     let fill = async {
         for n in 0..100 {
-            let writes = (0..10).map(|i| put(&format!("{n}/{i}"), &big)).collect();
+            let writes = (0..4).map(|i| put(&format!("{n}/{i}"), &big)).collect();
             store.commit(epoch, writes).await.unwrap();
+            if full.get() {
+                return;
+            }
         }
     };
     let told = async {
         while store.trouble().is_none() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+        full.set(true);
     };
+    tokio::pin!(fill);
     tokio::select! {
-        () = fill => panic!("etcd was not full"),
+        () = &mut fill => panic!("etcd was not full"),
         told = tokio::time::timeout(LIMIT, told) => told.expect("it is said"),
     }
     let trouble = store.trouble().unwrap().text;
     assert!(trouble.contains("out of space"), "{trouble}");
     assert!(store.holds(epoch), "the lease is renewed all the same");
 
-    let late = store.commit(epoch, vec![put("late", "1")]);
+    let late = async {
+        fill.await;
+        store.commit(epoch, vec![put("late", "1")]).await
+    };
     let heal = async {
         let mut client = etcd.client().await;
         let everything = DeleteOptions::new().with_prefix();
