@@ -13,6 +13,7 @@ pub mod labels;
 pub mod redirect;
 pub mod resources;
 pub mod run_view;
+pub mod serving;
 pub mod spec;
 pub mod telemetry;
 pub mod time;

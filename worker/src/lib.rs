@@ -16,6 +16,7 @@ mod outputs;
 mod runner;
 mod scrape;
 mod search;
+pub mod serving;
 mod session;
 mod sink;
 pub mod stage;

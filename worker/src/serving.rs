@@ -1,0 +1,102 @@
+//! Models in service, as far as the session and the cache are concerned: what a worker that serves
+//! needs beside its stages. The server itself lives in a crate of its own, so that a worker of your
+//! own need not build it.
+
+use std::{path::Path, sync::Arc};
+
+use bytes::Bytes;
+use emberline_common::{
+    artifact::{ArtifactError, ArtifactStore},
+    ids::Digest,
+    serving::{ServingOffer, ServingPlan, ServingStatus},
+};
+use futures::future::BoxFuture;
+use object_store::{ObjectStoreExt as _, path::Path as Key};
+use tokio::sync::Notify;
+
+use crate::cache::{Cache, Pinned};
+
+/// Serves models. One for each worker; it outlives every session.
+pub trait Serving: Send + Sync + 'static {
+    /// What the leader is told when a session opens.
+    fn offer(&self) -> ServingOffer;
+
+    /// Takes over a plan. Returns at once: what has to be fetched and loaded is done by the server's own
+    /// tasks, and told by [`Self::status`]. A plan of a newer leader may have a smaller revision; the one
+    /// that comes last counts.
+    fn apply(&self, plan: ServingPlan, artifacts: ServingArtifacts);
+
+    /// How far it is, and what it has counted.
+    fn status(&self) -> ServingStatus;
+
+    /// Notified (one waiter) when something has changed that the leader is to hear of at once: a plan
+    /// was taken over, a version is ready or failed, requests begin to fail.
+    fn changed(&self) -> &Notify;
+
+    /// Says from now on that it is not ready, and goes on answering.
+    fn drain(&self);
+
+    /// Takes no more connections, answers what it has taken, writes what it has logged, and ends;
+    /// within some seconds.
+    fn stop(&self) -> BoxFuture<'_, ()>;
+}
+
+/// Where a server gets models from and keeps its logs: the worker's cache and the cluster's store.
+#[derive(Debug, Clone)]
+pub struct ServingArtifacts {
+    cache: Arc<Cache>,
+    store: ArtifactStore,
+}
+
+/// The files of an artifact. They stay in the cache for as long as this lives.
+#[derive(Debug)]
+pub struct FetchedArtifact {
+    files: Vec<(String, Pinned)>,
+}
+
+impl FetchedArtifact {
+    /// The read-only file that the artifact has under this name.
+    #[must_use]
+    pub fn file(&self, name: &str) -> Option<&Path> {
+        let found = self.files.iter().find(|(path, _)| path == name);
+        found.map(|(_, pinned)| pinned.path())
+    }
+}
+
+impl ServingArtifacts {
+    pub(crate) const fn new(cache: Arc<Cache>, store: ArtifactStore) -> Self {
+        Self { cache, store }
+    }
+
+    /// Without a leader: from a store, through a cache of its own in `dir` of at most so many bytes.
+    ///
+    /// # Errors
+    /// If the directory cannot be used.
+    pub fn open(dir: &Path, max_bytes: u64, store: ArtifactStore) -> std::io::Result<Self> {
+        Ok(Self::new(Cache::open(dir, max_bytes)?, store))
+    }
+
+    /// Fetches an artifact, digests checked.
+    ///
+    /// # Errors
+    /// If it is missing, damaged, or cannot be reached.
+    pub async fn fetch(&self, manifest: &Digest) -> Result<FetchedArtifact, ArtifactError> {
+        let manifest = self.cache.manifest(&self.store, manifest).await?;
+        let mut files = Vec::with_capacity(manifest.files.len());
+        for file in manifest.files {
+            let pinned = self.cache.get(&self.store, &file.sha256, file.bytes);
+            files.push((file.path, pinned.await?));
+        }
+        Ok(FetchedArtifact { files })
+    }
+
+    /// Keeps a piece of a log under a key of its own, e.g. `predictions/…`.
+    ///
+    /// # Errors
+    /// The store's, in one line.
+    pub async fn keep_log(&self, key: &str, bytes: Bytes) -> Result<(), String> {
+        let put = self.store.logs();
+        let put = put.put(&Key::from(key), bytes.into()).await;
+        put.map(|_| ()).map_err(|e| e.to_string())
+    }
+}
