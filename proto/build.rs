@@ -5,6 +5,7 @@ use std::{env, error::Error, fs, path::PathBuf};
 const PROTOS: &[&str] = &[
     "emberline/v1/types.proto",
     "emberline/v1/runs.proto",
+    "emberline/v1/serving.proto",
     "emberline/v1/workers.proto",
     "emberline/v1/models.proto",
     "emberline/v1/artifacts.proto",

@@ -10,7 +10,12 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ids::{DeploymentId, Digest, EnvironmentName, ModelName, PipelineName, RunId, TaskName},
+    ids::{Alias, DeploymentId, Digest, EnvironmentName, ModelName, PipelineName, RunId, TaskName},
+    serving::{ServingLimits, Traffic},
+    spec::{
+        DurationText,
+        kinds::deploy::{Strategy, share},
+    },
     time::Timestamp,
     trace::TraceId,
 };
@@ -134,6 +139,8 @@ pub enum DeploymentOutcome {
     CaughtBeforeExposure,
     /// It was stopped after it had answered for someone, and before it was live for all.
     Aborted,
+    /// It was given up for a newer deployment before it was live: neither a success nor a failure.
+    Superseded,
 }
 
 /// Why a deployment counts as failed.
@@ -181,6 +188,7 @@ impl DeploymentOutcome {
             Self::Live => "live",
             Self::CaughtBeforeExposure => "caught_before_exposure",
             Self::Aborted => "aborted",
+            Self::Superseded => "superseded",
         }
     }
 }
@@ -256,4 +264,98 @@ pub struct Deployment {
     pub data: Vec<DataChange>,
     /// The trace that it is part of.
     pub trace: TraceId,
+    /// How the version comes into service, or came.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<Rollout>,
+}
+
+/// How a version comes into service, or came.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Rollout {
+    /// Serving workers that it is to be on.
+    pub replicas: u32,
+    /// How it takes over.
+    pub strategy: Strategy,
+    /// How much of a worker it may take.
+    pub limits: ServingLimits,
+    /// How long it may take to be loaded, and each step beyond its own time to see enough requests.
+    pub progress_deadline: DurationText,
+    /// The alias that moves to it when it is live.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alias: Option<Alias>,
+    /// Where it is.
+    pub phase: RolloutPhase,
+    /// Since when.
+    pub since: Timestamp,
+    /// When it was known to have answered for someone first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exposed_at: Option<Timestamp>,
+    /// Whether a person has said yes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub approved: bool,
+    /// One line for people: what it waits for, or why it ended as it did.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub note: String,
+}
+
+/// Where a rollout is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "name", rename_all = "snake_case")]
+pub enum RolloutPhase {
+    /// The version is being loaded; it gets no request.
+    Preparing,
+    /// It gets a copy of requests.
+    Shadowing,
+    /// It gets the share of this step, from 0.
+    Step {
+        /// Which.
+        step: u32,
+    },
+    /// A person has to say yes; meanwhile it keeps the share that it had last.
+    AwaitingApproval,
+    /// It is live, and would still be taken back by itself.
+    Watching,
+    /// Nothing more will happen by itself.
+    Settled,
+}
+
+impl RolloutPhase {
+    /// The name as shown and stored.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Preparing => "preparing",
+            Self::Shadowing => "shadowing",
+            Self::Step { .. } => "step",
+            Self::AwaitingApproval => "awaiting_approval",
+            Self::Watching => "watching",
+            Self::Settled => "settled",
+        }
+    }
+}
+
+impl Rollout {
+    /// The requests that the new version gets before it is live.
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        let of_step = |step: usize| match &self.strategy {
+            Strategy::Canary { steps, .. } => {
+                let step = steps.get(step).or(steps.last());
+                step.map_or(Traffic::Standby, |step| Traffic::Canary {
+                    share: share(step.weight),
+                })
+            }
+            Strategy::Shadow { weight, .. } => Traffic::Shadow {
+                share: share(*weight),
+            },
+            Strategy::AllAtOnce { .. } => Traffic::Standby,
+        };
+        match self.phase {
+            RolloutPhase::Step { step } => of_step(step as usize),
+            RolloutPhase::Shadowing | RolloutPhase::AwaitingApproval => of_step(usize::MAX),
+            RolloutPhase::Preparing | RolloutPhase::Watching | RolloutPhase::Settled => {
+                Traffic::Standby
+            }
+        }
+    }
 }

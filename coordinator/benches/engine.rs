@@ -349,6 +349,7 @@ fn worker(number: usize) -> WorkerHello {
         cached: Vec::new(),
         running: Vec::new(),
         credits: SLOTS,
+        serving: None,
     }
 }
 

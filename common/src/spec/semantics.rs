@@ -605,10 +605,33 @@ impl Semantics<'_> {
                     secrets(value, &join(&join(path, "env"), name), self.findings);
                 }
             }
-            BuiltinKind::Validate
-            | BuiltinKind::Deploy
-            | BuiltinKind::Report
-            | BuiltinKind::Noop => {}
+            BuiltinKind::Deploy => self.canary(with, path),
+            BuiltinKind::Validate | BuiltinKind::Report | BuiltinKind::Noop => {}
+        }
+    }
+
+    /// A canary that takes back requests would send a client from the new version to the old one.
+    fn canary(&mut self, with: &Node, path: &str) {
+        let steps = with.get("strategy").and_then(|s| s.get("steps"));
+        let mut last = 0.0;
+        for (i, step) in steps
+            .map(Node::items)
+            .unwrap_or_default()
+            .iter()
+            .enumerate()
+        {
+            let Some((node, weight)) = step
+                .get("weight")
+                .and_then(|n| Some((n, n.to_json().as_f64()?)))
+            else {
+                continue;
+            };
+            if weight <= last {
+                let message = format!("is {weight}, not more than the {last} of the step before");
+                let field = format!("{path}.strategy.steps[{i}].weight");
+                self.add(node.at, &field, message, None);
+            }
+            last = weight;
         }
     }
 

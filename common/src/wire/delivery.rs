@@ -2,13 +2,14 @@
 
 use emberline_proto::v1 as pb;
 
-use super::{WireError, id, optional_id, required, states, time};
+use super::{WireError, required, states, time};
 use crate::{
     delivery::{
         Change, ChangeKind, Commit, DataChange, Deployment, DeploymentFailure, DeploymentKind,
-        DeploymentOutcome, FailureCause, MAX_CHANGE_TEXT_BYTES, MAX_COMMITS,
+        DeploymentOutcome, FailureCause, MAX_CHANGE_TEXT_BYTES, MAX_COMMITS, Rollout, RolloutPhase,
     },
     ids::DeploymentId,
+    spec::kinds::deploy::Strategy,
 };
 
 states!(ChangeKind, pb::ChangeKind, "kind", Code, Pipeline);
@@ -26,7 +27,8 @@ states!(
     InProgress,
     Live,
     CaughtBeforeExposure,
-    Aborted
+    Aborted,
+    Superseded
 );
 states!(
     FailureCause,
@@ -203,55 +205,35 @@ impl From<&Deployment> for pb::DeploymentView {
             data: deployment.data.iter().map(Into::into).collect(),
             trace_id: deployment.trace.to_string(),
             live: false,
+            rollout: deployment.rollout.as_ref().map(Into::into),
+            serving: None,
         }
     }
 }
 
-/// A deployment.
-///
-/// # Errors
-/// The first field that is wrong.
-pub fn deployment(message: pb::DeploymentView) -> Result<Deployment, WireError> {
-    let at = |field, at| required(field, time(field, at)?);
-    let failure = match message.failure {
-        None => None,
-        Some(failure) => Some(DeploymentFailure {
-            cause: failure.cause.try_into()?,
-            began_at: at("failure.began_at", failure.began_at)?,
-            noted_at: at("failure.noted_at", failure.noted_at)?,
-            why: failure.why,
-            incident: failure.incident,
-            resolved_at: time("failure.resolved_at", failure.resolved_at)?,
-        }),
-    };
-    let mut data = Vec::with_capacity(message.data.len());
-    for message in message.data {
-        data.push(DataChange {
-            task: id("data.task", &message.task)?,
-            revision: id("data.revision", &message.revision)?,
-            arrived_at: at("data.arrived_at", message.arrived_at)?,
-        });
+impl From<&Rollout> for pb::RolloutView {
+    fn from(rollout: &Rollout) -> Self {
+        let (step, steps) = match (rollout.phase, &rollout.strategy) {
+            (RolloutPhase::Step { step }, Strategy::Canary { steps, .. }) => {
+                (step + 1, steps.len())
+            }
+            (_, Strategy::Canary { steps, .. }) => (0, steps.len()),
+            _ => (0, 0),
+        };
+        Self {
+            strategy: rollout.strategy.as_str().to_owned(),
+            strategy_json: serde_json::to_string(&rollout.strategy).unwrap_or_default(),
+            replicas: rollout.replicas,
+            phase: rollout.phase.as_str().to_owned(),
+            step,
+            steps: u32::try_from(steps).unwrap_or(u32::MAX),
+            traffic: Some(rollout.traffic().into()),
+            since: Some(rollout.since.into()),
+            exposed_at: rollout.exposed_at.map(Into::into),
+            approved: rollout.approved,
+            note: rollout.note.clone(),
+        }
     }
-    Ok(Deployment {
-        id: id("deployment", &message.deployment)?,
-        kind: message.kind.try_into()?,
-        environment: id("environment", &message.environment)?,
-        pipeline: id("pipeline", &message.pipeline)?,
-        model: id("model", &message.model)?,
-        version: message.version,
-        run: id("run", &message.run)?,
-        task: id("task", &message.task)?,
-        repairs: optional_id("repairs", &message.repairs)?,
-        previous: optional_id("previous", &message.previous)?,
-        outcome: message.outcome.try_into()?,
-        accepted_at: at("accepted_at", message.accepted_at)?,
-        started_at: at("started_at", message.started_at)?,
-        finished_at: time("finished_at", message.finished_at)?,
-        failure,
-        change: message.change.map(change).transpose()?,
-        data,
-        trace: (message.trace_id.parse()).map_err(|why: &str| WireError::new("trace_id", why))?,
-    })
 }
 
 #[cfg(test)]
@@ -284,42 +266,6 @@ mod tests {
     fn a_change_comes_back_as_it_was_sent() {
         let sent = a_change();
         assert_eq!(change(pb::Change::from(&sent)).unwrap(), sent);
-    }
-
-    #[test]
-    fn a_deployment_comes_back_as_it_was_sent() {
-        let sent = Deployment {
-            id: DeploymentId(17),
-            kind: DeploymentKind::Release,
-            environment: "production".parse().unwrap(),
-            pipeline: "p".parse().unwrap(),
-            model: "m".parse().unwrap(),
-            version: 3,
-            run: "r".parse().unwrap(),
-            task: "deploy".parse().unwrap(),
-            repairs: Some(DeploymentId(15)),
-            previous: Some(DeploymentId(16)),
-            outcome: DeploymentOutcome::Live,
-            accepted_at: Timestamp(10),
-            started_at: Timestamp(20),
-            finished_at: Some(Timestamp(30)),
-            failure: Some(DeploymentFailure {
-                cause: FailureCause::Incident,
-                began_at: Timestamp(31),
-                noted_at: Timestamp(32),
-                why: "wrong".into(),
-                incident: "i-1".into(),
-                resolved_at: Some(Timestamp(33)),
-            }),
-            change: Some(a_change()),
-            data: vec![DataChange {
-                task: "collect".parse().unwrap(),
-                revision: crate::ids::Digest::of(b"x"),
-                arrived_at: Timestamp(1),
-            }],
-            trace: "0af7651916cd43dd8448eb211c80319c".parse().unwrap(),
-        };
-        assert_eq!(deployment(pb::DeploymentView::from(&sent)).unwrap(), sent);
     }
 
     #[test]

@@ -21,8 +21,9 @@ use crate::{
 
 mod delivery;
 mod dora;
+mod serving;
 
-pub use delivery::{change, deployment, without_credentials};
+pub use delivery::{change, without_credentials};
 
 /// The largest JSON text in one field.
 pub const MAX_JSON_BYTES: usize = 1 << 20;

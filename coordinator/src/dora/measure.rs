@@ -140,7 +140,9 @@ fn failure_of(deployment: &Deployment, window: Duration) -> Option<Timestamp> {
                 happened.since(finished) <= window
             })
             .map(|f| f.began_at),
-        DeploymentOutcome::InProgress | DeploymentOutcome::CaughtBeforeExposure => None,
+        DeploymentOutcome::InProgress
+        | DeploymentOutcome::CaughtBeforeExposure
+        | DeploymentOutcome::Superseded => None,
     }
 }
 
@@ -378,9 +380,14 @@ impl<'a> Place<'a> {
         if !counted {
             return;
         }
-        if deployment.outcome == DeploymentOutcome::CaughtBeforeExposure {
-            self.counts.caught_before_exposure += 1;
-            return;
+        match deployment.outcome {
+            DeploymentOutcome::CaughtBeforeExposure => {
+                self.counts.caught_before_exposure += 1;
+                return;
+            }
+            // The newer one counts.
+            DeploymentOutcome::Superseded => return,
+            _ => {}
         }
         match deployment.kind {
             DeploymentKind::Rollback => self.counts.rollbacks += 1,

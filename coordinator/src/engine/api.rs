@@ -13,6 +13,7 @@ use emberline_common::{
     run_view::{
         ArtifactRef, AttemptTiming, ModelRegistration, Results, RunSummary, RunView, TaskView,
     },
+    serving::{ServingOffer, ServingPlan, ServingStatus},
     spec::{ArtifactType, PipelineSpec},
     time::Timestamp,
     trace::TraceId,
@@ -106,6 +107,18 @@ pub enum Command {
         /// One line for people.
         why: String,
     },
+    /// A person says yes to a deployment.
+    Approve {
+        /// Which.
+        deployment: DeploymentId,
+    },
+    /// A worker says how far it is with what it serves.
+    Serving {
+        /// The session.
+        session: SessionId,
+        /// How far.
+        status: Box<ServingStatus>,
+    },
     /// An outside system tells something.
     Outside(OutsideEvent),
     /// Outside systems have been told of runs and deployments.
@@ -195,6 +208,8 @@ pub struct WorkerHello {
     pub running: Vec<AttemptId>,
     /// Room for attempts.
     pub credits: u32,
+    /// What it serves, and how far it is with it, if it serves models.
+    pub serving: Option<(ServingOffer, ServingStatus)>,
 }
 
 /// How one attempt ended.
@@ -356,6 +371,13 @@ pub enum Effect {
     Drain {
         /// Whom.
         session: SessionId,
+    },
+    /// Tell a worker what to serve.
+    Serve {
+        /// Whom.
+        session: SessionId,
+        /// All of it.
+        plan: Box<ServingPlan>,
     },
     /// Tell a worker what became of its report.
     Ack {

@@ -141,6 +141,9 @@ impl Engine {
                     manifest.short()
                 ));
             }
+            if let Some(why) = self.refuses_clients(at, registration) {
+                return Err(why);
+            }
             let version = ModelVersion {
                 registration: registration.clone(),
                 version: 0,
@@ -153,7 +156,7 @@ impl Engine {
             };
             let model = registration.model.clone();
             let version = self.models.register(version, &mut self.out.writes)?;
-            self.deploy(at, &model, version);
+            self.deploy(at, &model, version, registration.alias.as_ref());
         }
         let now = self.now;
         let Some(run) = self.runs.get_mut(&at.run) else {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use emberline_common::{
-    ids::{RunId, WorkerName},
+    ids::{DeploymentId, RunId, WorkerName},
     time::Timestamp,
 };
 
@@ -30,6 +30,8 @@ pub(super) enum Due {
     },
     /// Workers had time to claim what they run.
     Adoption,
+    /// A rollout's phase may be over.
+    Rollout { deployment: DeploymentId },
     /// There is more to assign than one decision should hold.
     Dispatch,
 }

@@ -1,6 +1,7 @@
 //! Deployments: one model version becoming, or failing to become, live in one environment.
 //!
-//! A deployment is made in the commit of its `deploy` task, so that it happens once or not at all.
+//! A deployment is made in the commit of its `deploy` task, so that it happens once or not at all; how
+//! it goes on from there is [`rollouts`](super::rollouts)' part.
 //! What the metrics of delivery are computed from is kept here, up to [`MAX_DEPLOYMENTS`].
 
 use std::sync::Arc;
@@ -8,9 +9,11 @@ use std::sync::Arc;
 use emberline_common::{
     delivery::{
         DataChange, Deployment, DeploymentFailure, DeploymentKind, DeploymentOutcome, FailureCause,
+        Rollout, RolloutPhase,
     },
-    ids::{DeploymentId, EnvironmentName, ModelName},
-    spec::kinds::{BuiltinKind, DeploySpec},
+    ids::{Alias, DeploymentId, EnvironmentName, ModelName},
+    run_view::ModelRegistration,
+    spec::kinds::{BuiltinKind, DeploySpec, deploy::Strategy},
     time::Timestamp,
     trace::RunTrace,
 };
@@ -18,15 +21,17 @@ use emberline_common::{
 use super::{
     Engine,
     api::{Effect, Outcome, Refusal, Write},
+    compatibility,
     outside::pushed,
     records::{EnvironmentRecord, encode, keys},
+    rollouts::rollout,
     run::{Run, TaskRef},
 };
 
 /// The most deployments that are remembered; the oldest are forgotten first.
 pub const MAX_DEPLOYMENTS: usize = 20_000;
 /// The longest reason that is kept, in bytes.
-const MAX_WHY_BYTES: usize = 512;
+pub(super) const MAX_WHY_BYTES: usize = 512;
 
 impl Engine {
     /// All deployments that are remembered, in the order of their ids.
@@ -47,20 +52,68 @@ impl Engine {
         (self.environments.iter()).map(|((environment, model), live)| (environment, model, live))
     }
 
-    /// A `deploy` task has registered a version: it is live now.
-    pub(super) fn deploy(&mut self, at: TaskRef, model: &ModelName, version: u32) {
-        let Some(environment) = self.target_of(at) else {
+    /// A task has registered a version: it comes into service, if that is what its stage is for. The
+    /// alias moves when it is live.
+    pub(super) fn deploy(
+        &mut self,
+        at: TaskRef,
+        model: &ModelName,
+        version: u32,
+        alias: Option<&Alias>,
+    ) {
+        let run = self.runs.get(&at.run);
+        let Some(spec) = run.and_then(|run| deploy_spec(run, at)) else {
+            if let Some(alias) = alias {
+                self.point(model, alias, version);
+            }
             return;
         };
-        let place = (environment, model.clone());
-        if (self.environments.get(&place)).is_some_and(|live| live.version == version) {
-            // It is live there already: nothing becomes live.
+        let place = (spec.environment.clone(), model.clone());
+        let is_coming = |d: &Deployment| d.version == version;
+        if self.coming(&place).is_some_and(is_coming) {
             return;
         }
-        let made = self.new_deployment(at, place, version, DeploymentOutcome::Live);
-        if let Some(made) = made {
-            self.make_live(made);
+        if (self.environments.get(&place)).is_some_and(|live| live.version == version) {
+            // It is live there already: nothing becomes live, and nothing else is to.
+            if let Some(coming) = self.coming(&place).map(|d| d.id) {
+                let why = format!("version {version}, which is live, was deployed again");
+                self.give_up(coming, FailureCause::CanaryAborted, why);
+            }
+            if let Some(alias) = alias {
+                self.point(model, alias, version);
+            }
+            return;
         }
+        let in_progress = DeploymentOutcome::InProgress;
+        if let Some(made) = self.new_deployment(at, place, version, in_progress) {
+            let rollout = Rollout {
+                alias: alias.cloned(),
+                ..rollout(&spec, self.now)
+            };
+            self.begin_rollout(Deployment {
+                finished_at: None,
+                rollout: Some(rollout),
+                ..made
+            });
+            // Where nobody serves it is live in the same commit.
+            self.serve();
+        }
+    }
+
+    /// Why what a task registers must not come into service, if so.
+    pub(super) fn refuses_clients(
+        &self,
+        at: TaskRef,
+        registration: &ModelRegistration,
+    ) -> Option<String> {
+        let spec = deploy_spec(self.runs.get(&at.run)?, at)?;
+        if spec.allow_schema_change {
+            return None;
+        }
+        let place = (spec.environment, registration.model.clone());
+        let live = self.environments.get(&place)?;
+        let live = self.models.version(&place.1, live.version)?;
+        compatibility::refused_by(&registration.schema, live, &place.0)
     }
 
     /// A `deploy` task has failed for good, before its version was live.
@@ -118,6 +171,7 @@ impl Engine {
             change,
             data: data_of(run, run.tasks[at.task as usize].stage as usize),
             trace: RunTrace::of(&record.run, &record.traceparent).trace,
+            rollout: None,
         })
     }
 
@@ -131,7 +185,7 @@ impl Engine {
     }
 
     /// Keeps a deployment and makes its version what is live.
-    fn make_live(&mut self, deployment: Deployment) {
+    pub(super) fn make_live(&mut self, deployment: Deployment) {
         let live = EnvironmentRecord {
             deployment: deployment.id,
             version: deployment.version,
@@ -143,13 +197,14 @@ impl Engine {
             value: encode(&live),
         });
         self.environments.insert(place, live);
+        self.serving.dirty = true;
         self.keep_deployment(deployment);
     }
 
-    fn keep_deployment(&mut self, deployment: Deployment) {
+    pub(super) fn keep_deployment(&mut self, deployment: Deployment) {
         let id = deployment.id;
         self.deployments.insert(id, Arc::new(deployment));
-        self.write_deployment(id);
+        self.out.deployments.insert(id);
         while self.deployments.len() > MAX_DEPLOYMENTS {
             let Some((oldest, _)) = self.deployments.pop_first() else {
                 break;
@@ -161,18 +216,21 @@ impl Engine {
         }
     }
 
-    fn write_deployment(&mut self, id: DeploymentId) {
-        let Some(deployment) = self.deployments.get(&id) else {
-            return;
-        };
-        self.out.writes.push(Write::Put {
-            key: keys::deployment(id),
-            value: encode(deployment.as_ref()),
-        });
-        self.out
-            .effects
-            .push(Effect::Deployed(Arc::clone(deployment)));
-        self.untell(id.to_string());
+    /// Writes and tells of the deployments that a decision made or changed, each once.
+    pub(super) fn write_deployments(&mut self) {
+        for id in std::mem::take(&mut self.out.deployments) {
+            let Some(deployment) = self.deployments.get(&id) else {
+                continue;
+            };
+            self.out.writes.push(Write::Put {
+                key: keys::deployment(id),
+                value: encode(deployment.as_ref()),
+            });
+            self.out
+                .effects
+                .push(Effect::Deployed(Arc::clone(deployment)));
+            self.untell(id.to_string());
+        }
     }
 
     /// Changes a deployment's record. Whether it is another one then.
@@ -190,7 +248,7 @@ impl Engine {
             return false;
         }
         self.deployments.insert(id, Arc::new(after));
-        self.write_deployment(id);
+        self.out.deployments.insert(id);
         true
     }
 
@@ -204,6 +262,10 @@ impl Engine {
         let Some(deployment) = self.deployments.get(&id) else {
             return Err(Refusal::NoSuchDeployment(format!("there is no `{id}`")));
         };
+        if deployment.outcome == DeploymentOutcome::InProgress {
+            self.give_up(id, FailureCause::Marked, why);
+            return self.deployment_outcome(id, None);
+        }
         let exposed = [DeploymentOutcome::Live, DeploymentOutcome::Aborted];
         if !exposed.contains(&deployment.outcome) {
             return Err(Refusal::WrongDeployment(format!(
@@ -294,8 +356,38 @@ impl Engine {
                 live.deployment
             )));
         }
+        let place = (environment.clone(), model.clone());
+        if let Some(coming) = self.coming(&place).map(|d| d.id) {
+            // What is live is not what is wrong.
+            self.give_up(coming, FailureCause::Rollback, why);
+            return self.deployment_outcome(live.deployment, Some(coming));
+        }
+        self.go_back(
+            &environment,
+            &model,
+            live.deployment,
+            FailureCause::Rollback,
+            why,
+        )
+    }
+
+    /// Makes live what was live before this deployment, and notes why.
+    pub(super) fn go_back(
+        &mut self,
+        environment: &EnvironmentName,
+        model: &ModelName,
+        from: DeploymentId,
+        cause: FailureCause,
+        why: String,
+    ) -> Result<Outcome, Refusal> {
+        let nowhere = || {
+            Refusal::WrongDeployment(format!(
+                "there is no good version of `{model}` to go back to in `{environment}`"
+            ))
+        };
+        let bad = self.deployments.get(&from).cloned().ok_or_else(nowhere)?;
         let here: Vec<_> = (self.deployments.values())
-            .filter(|d| (&d.environment, &d.model) == (&environment, &model))
+            .filter(|d| (&d.environment, &d.model) == (environment, model))
             .collect();
         // A version is as bad as its worst time here. What was gone back from once is no way out;
         // what only was said to be bad is one if there is nothing better: who asks knows why.
@@ -309,28 +401,25 @@ impl Engine {
             harm.max().unwrap_or(0)
         };
         let before = here.iter().rev().filter(|d| {
-            d.id < live.deployment
+            d.id < from
                 && d.outcome == DeploymentOutcome::Live
-                && d.version != live.version
+                && d.version != bad.version
+                && self.models.version(model, d.version).is_some()
         });
         let ways: Vec<_> = before.map(|d| (harm(d.version), Arc::clone(d))).collect();
         let way = |worst| ways.iter().find(|(harm, _)| *harm <= worst);
         let good = way(0).or_else(|| way(1)).map(|(_, d)| Arc::clone(d));
-        let (Some(good), Some(bad)) = (good, self.deployments.get(&live.deployment)) else {
-            return Err(Refusal::WrongDeployment(format!(
-                "there is no good version of `{model}` to go back to in `{environment}`"
-            )));
-        };
-        let (bad, trace) = (bad.id, bad.trace);
-        self.note_failure(bad, FailureCause::Rollback, None, why, String::new());
+        let good = good.ok_or_else(nowhere)?;
+        self.note_failure(from, cause, None, why.clone(), String::new());
+        self.settle_rollout(from, &why);
         self.models
-            .move_back(&model, live.version, good.version, &mut self.out.writes);
+            .move_back(model, bad.version, good.version, &mut self.out.writes);
         let now = self.now;
         self.make_live(Deployment {
             id: self.next_deployment(),
             kind: DeploymentKind::Rollback,
-            repairs: Some(bad),
-            previous: Some(bad),
+            repairs: Some(from),
+            previous: Some(from),
             outcome: DeploymentOutcome::Live,
             accepted_at: now,
             started_at: now,
@@ -338,14 +427,23 @@ impl Engine {
             failure: None,
             change: None,
             data: Vec::new(),
-            trace,
+            trace: bad.trace,
+            rollout: good.rollout.clone().map(|rollout| Rollout {
+                strategy: Strategy::default(),
+                phase: RolloutPhase::Settled,
+                since: now,
+                exposed_at: None,
+                approved: false,
+                note: String::new(),
+                ..rollout
+            }),
             ..good.as_ref().clone()
         });
         let rollback = DeploymentId(self.next_deployment().0 - 1);
-        self.deployment_outcome(rollback, Some(bad))
+        self.deployment_outcome(rollback, Some(from))
     }
 
-    fn deployment_outcome(
+    pub(super) fn deployment_outcome(
         &self,
         id: DeploymentId,
         failed: Option<DeploymentId>,

@@ -7,7 +7,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use emberline_common::{
-    delivery::Deployment,
+    delivery::{Deployment, RolloutPhase},
     failure::{Failure, Reason},
     ids::{AttemptId, Digest, Epoch, RunId, TaskName},
     run_view::{ModelVersion, TaskState},
@@ -154,6 +154,7 @@ impl Engine {
             seqs.push(seq);
         }
         engine.loading = false;
+        engine.go_on_rolling();
         if !engine.unclaimed.is_empty() {
             let until = engine.now.after(engine.config.adoption_window);
             engine.deadlines.add(until, Due::Adoption);
@@ -162,9 +163,26 @@ impl Engine {
             engine.go_on(seq);
         }
         engine.run_due();
+        engine.serve();
         engine.deciding = None;
         let decision = engine.take_decision(Ok(Outcome::Done));
         Ok((engine, decision))
+    }
+
+    /// What was coming into service still is. Workers that serve come back first.
+    fn go_on_rolling(&mut self) {
+        self.serving.complete_at = self.now.after(self.config.adoption_window);
+        let rolling = self.deployments.values().filter(|d| {
+            let phase = d.rollout.as_ref().map(|rollout| rollout.phase);
+            phase.is_some_and(|phase| phase != RolloutPhase::Settled)
+        });
+        let rolling: Vec<_> = rolling
+            .map(|d| ((d.environment.clone(), d.model.clone()), d.id))
+            .collect();
+        for (place, id) in rolling {
+            self.serving.rolling.insert(place, id);
+            self.begin_phase(id);
+        }
     }
 
     /// Puts a run's tasks where their records say, and derives the rest.

@@ -18,10 +18,12 @@
 pub mod api;
 mod attempts;
 mod cache;
+mod compatibility;
 mod conditions;
 mod deadlines;
 pub mod deployments;
 mod dispatch;
+mod judge;
 mod load;
 mod models;
 mod outside;
@@ -29,8 +31,10 @@ mod placement;
 mod plan;
 pub mod records;
 mod retries;
+mod rollouts;
 mod run;
 mod runs;
+pub mod serving;
 mod sessions;
 #[cfg(test)]
 mod sim;
@@ -66,6 +70,7 @@ use placement::Queue;
 use records::{EnvironmentRecord, PoisonRecord, Written, encode, keys};
 use retries::Random;
 use run::{Run, RunSeq, TaskRef};
+use serving::Serving;
 use untold::Untold;
 use workers::Fleet;
 
@@ -107,6 +112,8 @@ pub struct Engine {
     /// What outside systems said of merges, by [`outside`]'s key.
     merges: BTreeMap<String, Merge>,
     merge_order: BTreeSet<(Timestamp, String)>,
+    /// Who serves what.
+    serving: Serving,
     /// What outside systems have to be told of.
     untold: Untold,
     poison: BTreeMap<RunId, u32>,
@@ -126,6 +133,7 @@ struct Draft {
     effects: Vec<Effect>,
     tasks: Vec<TaskRef>,
     runs: Vec<RunSeq>,
+    deployments: BTreeSet<DeploymentId>,
 }
 
 impl Engine {
@@ -156,6 +164,7 @@ impl Engine {
             environments: BTreeMap::new(),
             merges: BTreeMap::new(),
             merge_order: BTreeSet::new(),
+            serving: Serving::default(),
             untold: Untold::default(),
             poison: BTreeMap::new(),
             deciding: None,
@@ -190,6 +199,7 @@ impl Engine {
             Command::WorkerDraining { session } => {
                 if let Some(name) = self.fleet.name_of(session) {
                     self.fleet.drain(&name);
+                    self.serving.dirty = true;
                 }
                 Ok(Outcome::Done)
             }
@@ -218,6 +228,11 @@ impl Engine {
                 expected,
                 why,
             } => self.roll_back(environment, model, expected, why),
+            Command::Approve { deployment } => self.approve(deployment),
+            Command::Serving { session, status } => {
+                self.serving_status(session, *status);
+                Ok(Outcome::Done)
+            }
             Command::Outside(event) => self.outside(event),
             Command::Told { up_to } => {
                 self.told(up_to);
@@ -226,6 +241,7 @@ impl Engine {
             Command::Tick => Ok(Outcome::Done),
         };
         self.run_due();
+        self.serve();
         self.dispatch();
         self.deciding = None;
         self.take_decision(outcome)
@@ -423,6 +439,7 @@ impl Engine {
     }
 
     fn take_decision(&mut self, outcome: Result<Outcome, Refusal>) -> Decision {
+        self.write_deployments();
         let mut out = std::mem::take(&mut self.out);
         let observe = self.config.observe;
         // A run is told before its tasks: they say little without it.
@@ -531,6 +548,9 @@ impl Engine {
             Due::Worker { worker, session } => (self.fleet.workers.get(worker))
                 .is_none_or(|w| w.session != *session || w.suspect_since.is_none()),
             Due::Adoption => self.unclaimed.is_empty(),
+            Due::Rollout { deployment } => {
+                (self.serving.rolling.values()).all(|rolling| rolling != deployment)
+            }
             Due::Dispatch => false,
         }
     }
@@ -543,6 +563,7 @@ impl Engine {
             Due::Run { run } => self.run_timed_out(&run),
             Due::Worker { worker, .. } => self.worker_lost(&worker),
             Due::Adoption => self.adoption_over(),
+            Due::Rollout { .. } => self.serving.dirty = true,
             Due::Dispatch => {}
         }
     }

@@ -26,8 +26,7 @@ pub(super) struct Registry {
 }
 
 impl Registry {
-    /// Registers a version (its number is set here) and moves the alias. The same artifact again
-    /// is the same version.
+    /// Registers a version (its number is set here). The same artifact again is the same version.
     ///
     /// # Errors
     /// If the version's record would be larger than the state takes; nothing has changed then.
@@ -38,7 +37,6 @@ impl Registry {
     ) -> Result<u32, String> {
         let name = version.registration.model.clone();
         let manifest = version.registration.artifact.manifest;
-        let alias = version.registration.alias.clone();
         let known = self.models.get(&name);
         let known_version = known.and_then(|model| model.by_artifact.get(&manifest).copied());
         let latest = known.map_or(0, |model| model.head.latest);
@@ -62,9 +60,6 @@ impl Registry {
             model.by_artifact.insert(manifest, number);
             model.versions.insert(number, version);
         }
-        if let Some(alias) = alias {
-            model.head.aliases.insert(alias, number);
-        }
         if model.head != before {
             writes.push(Write::Put {
                 key: keys::model(&name),
@@ -72,6 +67,26 @@ impl Registry {
             });
         }
         Ok(number)
+    }
+
+    /// Moves an alias to a version that there is.
+    pub fn point(
+        &mut self,
+        model: &ModelName,
+        alias: &Alias,
+        version: u32,
+        writes: &mut Vec<Write>,
+    ) {
+        let Some(found) = self.models.get_mut(model) else {
+            return;
+        };
+        let moved = found.head.aliases.insert(alias.clone(), version) != Some(version);
+        if moved {
+            writes.push(Write::Put {
+                key: keys::model(model),
+                value: encode(&found.head),
+            });
+        }
     }
 
     /// Moves the aliases of a version that was rolled back to the one that is live again, if that

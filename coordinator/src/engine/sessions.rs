@@ -66,6 +66,7 @@ impl Engine {
             session: hello.session,
             abandon,
         });
+        self.serving_registered(hello);
         // The session in which it was told may have broken before it heard.
         if self.fleet.workers.get(name).is_some_and(|w| w.draining) {
             self.effect(Effect::Drain {
@@ -110,6 +111,7 @@ impl Engine {
             return Err(Refusal::NoSuchWorker(name));
         };
         let (session, running) = (worker.session, worker.attempts.len());
+        self.serving.dirty = true;
         if worker.suspect_since.is_none() {
             self.effect(Effect::Drain { session });
         }
@@ -124,6 +126,7 @@ impl Engine {
                 Disconnect::Silent => Duration::ZERO,
             };
             let until = self.now.after(grace);
+            self.serving.dirty = true;
             self.deadlines.add(until, Due::Worker { worker, session });
         }
     }
@@ -131,6 +134,7 @@ impl Engine {
     /// A worker has not come back in time.
     pub(super) fn worker_lost(&mut self, name: &WorkerName) {
         if let Some(worker) = self.fleet.leave(name) {
+            self.serving_lost(name);
             let attempts = worker.attempts.into_keys().collect();
             self.lose(attempts, name, "was lost");
         }

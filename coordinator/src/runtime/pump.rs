@@ -354,6 +354,9 @@ impl Pump {
                     Effect::Stop { session, attempt } => {
                         sessions.entry(session).or_default().stop.push(attempt);
                     }
+                    Effect::Serve { session, plan } => {
+                        sessions.entry(session).or_default().serving = Some(*plan);
+                    }
                     Effect::Drain { session } => {
                         sessions.entry(session).or_default().drain = true;
                     }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use emberline_common::ids::AttemptId;
+use emberline_common::{ids::AttemptId, serving::ServingPlan};
 use tokio::sync::mpsc;
 
 use crate::engine::api::{Assignment, SessionId};
@@ -21,6 +21,8 @@ pub struct Outgoing {
     pub assignments: Vec<Assignment>,
     /// Attempts to stop.
     pub stop: Vec<AttemptId>,
+    /// What it is to serve.
+    pub serving: Option<ServingPlan>,
     /// Whether it is to take no more work and to end.
     pub drain: bool,
     /// Why its session ends here, if it does.

@@ -1,24 +1,29 @@
 //! Deployments and environments: to read, to mark as failed, to roll back.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use emberline_common::{
-    delivery::{Change, Deployment},
+    delivery::{Change, Deployment, DeploymentOutcome},
     ids::{DeploymentId, EnvironmentName, ModelName, PipelineName},
+    serving::VersionStats,
     wire,
 };
 use emberline_proto::v1::{
-    DeploymentView, EnvironmentView, GetDeploymentRequest, GetDeploymentResponse,
-    ListDeploymentsRequest, ListDeploymentsResponse, ListEnvironmentsRequest,
-    ListEnvironmentsResponse, MarkDeploymentFailedRequest, MarkDeploymentFailedResponse,
-    RollBackRequest, RollBackResponse, deployment_service_server::DeploymentService,
+    ApproveDeploymentRequest, ApproveDeploymentResponse, DeploymentView, EnvironmentView,
+    GetDeploymentRequest, GetDeploymentResponse, ListDeploymentsRequest, ListDeploymentsResponse,
+    ListEnvironmentsRequest, ListEnvironmentsResponse, MarkDeploymentFailedRequest,
+    MarkDeploymentFailedResponse, ReplicaView, RollBackRequest, RollBackResponse, ServingView,
+    WatchDeploymentRequest, WatchDeploymentResponse, deployment_service_server::DeploymentService,
 };
+use futures::StreamExt as _;
+use tokio::time::{Interval, interval};
 use tonic::{Request, Response, Status};
 
-use super::{Context, in_time, status, translate};
+use super::{Answers, Context, in_time, status, translate};
 use crate::engine::{
     Engine,
     api::{Command, Outcome},
+    serving::Replica,
 };
 
 pub(crate) struct Deployments(pub(crate) Arc<Context>);
@@ -31,6 +36,52 @@ fn view(engine: &Engine, deployment: &Deployment) -> DeploymentView {
         live,
         ..deployment.into()
     }
+}
+
+fn replica(replica: &Replica) -> ReplicaView {
+    ReplicaView {
+        worker: replica.worker.to_string(),
+        address: replica.address.clone(),
+        placed: replica.placed,
+        ready: replica.ready,
+        versions: replica.versions.iter().map(Into::into).collect(),
+    }
+}
+
+/// With what serves it and what was counted, while it is in service.
+fn whole(engine: &Engine, deployment: &Deployment) -> DeploymentView {
+    let mut view = view(engine, deployment);
+    if let (Some(waits), Some(rollout)) = (engine.waits_for(deployment), &mut view.rollout) {
+        rollout.note = waits;
+    }
+    let window = engine.window(deployment);
+    if !view.live && window.is_none() {
+        return view;
+    }
+    let mut replicas = engine.replicas(&deployment.environment, &deployment.model);
+    let coming = deployment.outcome == DeploymentOutcome::InProgress;
+    let (new, live) = match window {
+        Some((new, live)) => (new, coming.then_some(live)),
+        // Nothing is judged any more: what was counted since it was loaded.
+        None => {
+            let mut all = VersionStats::default();
+            let own = replicas.iter().flat_map(|r| &r.versions);
+            for version in own.filter(|v| v.version == deployment.version) {
+                all.add(&version.stats);
+            }
+            (all, None)
+        }
+    };
+    // What each has counted is told in sum.
+    for version in replicas.iter_mut().flat_map(|r| &mut r.versions) {
+        version.stats = VersionStats::default();
+    }
+    view.serving = Some(ServingView {
+        replicas: replicas.iter().map(replica).collect(),
+        version: Some((&new).into()),
+        live: live.as_ref().map(Into::into),
+    });
+    view
 }
 
 /// Without the commits, of which there may be many.
@@ -64,6 +115,58 @@ impl Deployments {
             (view(engine, &deployment), failed)
         });
         views.await.map_err(status::from_runtime)
+    }
+}
+
+/// How often a deployment is looked at for whoever watches it: what workers count changes all the time.
+const LOOKS_EVERY: Duration = Duration::from_millis(250);
+
+/// Tells of one deployment each time that it has changed.
+struct Watch {
+    context: Arc<Context>,
+    id: DeploymentId,
+    told: Option<DeploymentView>,
+    every: Interval,
+    over: bool,
+}
+
+impl Watch {
+    async fn next(&mut self) -> Option<Result<WatchDeploymentResponse, Status>> {
+        loop {
+            if self.over {
+                return None;
+            }
+            tokio::select! {
+                _ = self.every.tick() => {}
+                () = self.context.tasks.stopping().cancelled() => {
+                    self.over = true;
+                    return Some(Err(status::stopping()));
+                }
+            }
+            let id = self.id;
+            let found = self.context.runtime.read(move |engine| {
+                let found = engine.deployment(id)?;
+                Some((whole(engine, found), engine.window(found).is_none()))
+            });
+            let (view, settled) = match found.await {
+                Ok(Some(found)) => found,
+                Ok(None) => {
+                    self.over = true;
+                    return Some(Err(status::not_found("deployment", &id.to_string())));
+                }
+                Err(e) => {
+                    self.over = true;
+                    return Some(Err(status::from_runtime(e)));
+                }
+            };
+            self.over = settled;
+            if settled || self.told.as_ref() != Some(&view) {
+                self.told = Some(view.clone());
+                return Some(Ok(WatchDeploymentResponse {
+                    deployment: Some(view),
+                }));
+            }
+        }
     }
 }
 
@@ -133,7 +236,7 @@ impl DeploymentService for Deployments {
             let id = deployment_id("deployment", &request.get_ref().deployment)?;
             let found = self.0.runtime.read(move |engine| {
                 let found = engine.deployment(id);
-                found.map(|deployment| view(engine, deployment))
+                found.map(|deployment| whole(engine, deployment))
             });
             let found = found.await.map_err(status::from_runtime)?;
             let found = found.ok_or_else(|| status::not_found("deployment", &id.to_string()))?;
@@ -187,6 +290,45 @@ impl DeploymentService for Deployments {
         .await
     }
 
+    async fn approve_deployment(
+        &self,
+        request: Request<ApproveDeploymentRequest>,
+    ) -> Result<Response<ApproveDeploymentResponse>, Status> {
+        in_time("the answer", async {
+            let deployment = deployment_id("deployment", &request.get_ref().deployment)?;
+            let (deployment, _) = self.command(Command::Approve { deployment }).await?;
+            Ok(ApproveDeploymentResponse {
+                deployment: Some(deployment),
+            })
+        })
+        .await
+    }
+
+    type WatchDeploymentStream = Answers<WatchDeploymentResponse>;
+
+    async fn watch_deployment(
+        &self,
+        request: Request<WatchDeploymentRequest>,
+    ) -> Result<Response<Self::WatchDeploymentStream>, Status> {
+        let id = deployment_id("deployment", &request.get_ref().deployment)?;
+        let watch = Watch {
+            context: Arc::clone(&self.0),
+            id,
+            told: None,
+            every: interval(LOOKS_EVERY),
+            over: false,
+        };
+        // What is wrong is told at once, and not in the stream.
+        let mut watch = watch;
+        let first = watch.next().await.transpose()?;
+        let first = futures::stream::iter(first.map(Ok));
+        let rest = futures::stream::unfold(watch, |mut watch| async move {
+            let next = watch.next().await?;
+            Some((next, watch))
+        });
+        Ok(Response::new(Box::pin(first.chain(rest))))
+    }
+
     async fn list_environments(
         &self,
         _request: Request<ListEnvironmentsRequest>,
@@ -194,12 +336,19 @@ impl DeploymentService for Deployments {
         in_time("the list", async {
             let found = self.0.runtime.read(|engine| {
                 let all = engine.environments();
-                all.map(|(environment, model, live)| EnvironmentView {
-                    environment: environment.to_string(),
-                    model: model.to_string(),
-                    version: live.version,
-                    deployment: live.deployment.to_string(),
-                    since: Some(live.since.into()),
+                all.map(|(environment, model, live)| {
+                    let replicas = engine.replicas(environment, model);
+                    let coming = engine.coming_to(environment, model);
+                    EnvironmentView {
+                        environment: environment.to_string(),
+                        model: model.to_string(),
+                        version: live.version,
+                        deployment: live.deployment.to_string(),
+                        since: Some(live.since.into()),
+                        coming: coming.map(|d| d.id.to_string()).unwrap_or_default(),
+                        replicas: replicas.iter().map(replica).collect(),
+                        wanted_replicas: engine.wanted_replicas(environment, model),
+                    }
                 })
                 .collect()
             });

@@ -6,8 +6,14 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use emberline_common::{
-    delivery::Deployment, ids::AttemptId, labels, run_view::RunView, telemetry::Telemetry,
-    trace::RunTrace, wire,
+    delivery::Deployment,
+    ids::AttemptId,
+    labels,
+    run_view::RunView,
+    serving::{ServingOffer, ServingStatus},
+    telemetry::Telemetry,
+    trace::RunTrace,
+    wire,
 };
 use emberline_proto::{
     WORKER_PROTOCOL_VERSION,
@@ -217,6 +223,11 @@ impl Reader {
                 Vec::new()
             }
             Some(FromWorker::Drain(_)) => vec![Command::WorkerDraining { session }],
+            Some(FromWorker::Serving(status)) => {
+                let status = status.try_into().map_err(translate::bad)?;
+                let status = Box::new(status);
+                vec![Command::Serving { session, status }]
+            }
         };
         Ok(commands)
     }
@@ -273,6 +284,17 @@ fn hello(
     }
     let labels = register.labels.into_iter().collect();
     labels::check(&labels).map_err(|why| status::bad_field("labels", why))?;
+    let status = register.serving_status.unwrap_or_default();
+    let serving = match register.serving {
+        None => None,
+        Some(offer) => {
+            let offer = ServingOffer::try_from(offer);
+            let offer = offer.map_err(|e| translate::bad(e.within("serving")))?;
+            let status = ServingStatus::try_from(status);
+            let status = status.map_err(|e| translate::bad(e.within("serving_status")))?;
+            Some((offer, status))
+        }
+    };
     let hello = WorkerHello {
         session,
         worker: wire::id("worker", &register.worker).map_err(translate::bad)?,
@@ -284,6 +306,7 @@ fn hello(
         cached: translate::digests("cached_manifests", &register.cached_manifests)?,
         running,
         credits: register.credits,
+        serving,
     };
     Ok((hello, unacknowledged))
 }
@@ -402,6 +425,7 @@ impl Speaker {
             acks,
             assignments,
             stop,
+            serving,
             drain,
             close,
         } = outgoing;
@@ -453,6 +477,9 @@ impl Speaker {
         if !stop.is_empty() {
             let attempts = stop.iter().map(Into::into).collect();
             self.queue(FromLeader::Stop(Stop { attempts }));
+        }
+        if let Some(plan) = serving {
+            self.queue(FromLeader::Serving((&plan).into()));
         }
         if drain {
             self.queue(FromLeader::Drain(Drain {}));

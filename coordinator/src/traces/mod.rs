@@ -11,7 +11,12 @@ mod tests;
 use std::{collections::HashMap, time::Duration};
 
 use emberline_common::{
-    ids::RunId, run_view::RunSummary, telemetry::Telemetry, time::Timestamp, trace::RunTrace,
+    delivery::{Deployment, DeploymentKind, DeploymentOutcome},
+    ids::RunId,
+    run_view::RunSummary,
+    telemetry::Telemetry,
+    time::Timestamp,
+    trace::RunTrace,
 };
 
 pub use spans::Spans;
@@ -118,27 +123,54 @@ impl Tracer {
                 }
             }
             Observed::Deployment(deployment) => {
-                // That it has failed is told later, and changes nothing of how it came about.
-                if deployment.failure.is_some() {
+                // What is told of it later (that it has failed, that it is watched no more) changes
+                // nothing of how it came about.
+                let since = deployment.rollout.as_ref().map(|rollout| rollout.since);
+                let later = since.is_some_and(|since| Some(since) > deployment.finished_at);
+                let failed =
+                    deployment.outcome == DeploymentOutcome::Live && deployment.failure.is_some();
+                if later || failed {
                     return;
                 }
-                let live = self.live.get(&deployment.run);
-                let live = live.filter(|_| deployment.change.is_some());
-                let sampled = match live {
-                    Some(live) => live.sampled,
-                    None => {
-                        let trace = RunTrace::within(deployment.trace, &deployment.run);
-                        self.telemetry.samples(&trace)
-                    }
-                };
-                let root =
-                    live.map(|live| live.summary.trace().root(spans::resumed(&live.summary)));
-                if sampled && let Some(span) = self.spans.deployment(deployment, root) {
-                    self.telemetry.span(span);
-                }
+                self.deployment(deployment).await;
             }
             Observed::Ended(archived) => self.ended(archived).await,
             Observed::Assigned(_) | Observed::Committed { .. } => {}
+        }
+    }
+
+    /// A deployment that is over, however it came out. It may have outlived its run.
+    async fn deployment(&self, deployment: &Deployment) {
+        let root = match self.live.get(&deployment.run) {
+            _ if deployment.kind == DeploymentKind::Rollback => None,
+            Some(live) => Some((
+                live.sampled,
+                live.summary.trace(),
+                spans::resumed(&live.summary),
+            )),
+            None => {
+                let run = deployment.run.clone();
+                let ended = self.runtime.read(move |engine| {
+                    let ended = engine.ended_run(&run)?;
+                    Some(ended.summary.clone())
+                });
+                // If nobody leads any more, the next leader does not tell it either: it is lost.
+                let ended = ended.await.ok().flatten();
+                ended.map(|run| {
+                    let trace = run.trace();
+                    (self.telemetry.samples(&trace), trace, spans::resumed(&run))
+                })
+            }
+        };
+        let (sampled, root) = match root {
+            Some((sampled, trace, resumed)) => (sampled, Some(trace.root(resumed))),
+            None => {
+                let trace = RunTrace::within(deployment.trace, &deployment.run);
+                (self.telemetry.samples(&trace), None)
+            }
+        };
+        if sampled && let Some(span) = self.spans.deployment(deployment, root) {
+            self.telemetry.span(span);
         }
     }
 

@@ -228,6 +228,7 @@ fn a_rollback_is_part_of_the_deployment_that_it_repairs() {
         failure: None,
         change: run.change.clone(),
         data: Vec::new(),
+        rollout: None,
         trace: run.trace().trace,
     };
     let root = run.trace().root(Timestamp(100));

@@ -61,6 +61,7 @@ fn release(id: u64, live: &str) -> Deployment {
         failure: None,
         change: None,
         data: Vec::new(),
+        rollout: None,
         trace: "0af7651916cd43dd8448eb211c80319c".parse().unwrap(),
     }
 }

@@ -387,8 +387,8 @@ impl World {
                 (session, Down::Assign(assignment))
             }
             Effect::Stop { session, attempt } => (session, Down::Stop(attempt)),
-            // No person does so in the simulation.
-            Effect::Drain { .. } => return Ok(()),
+            // No person does so in the simulation, and nobody serves.
+            Effect::Drain { .. } | Effect::Serve { .. } => return Ok(()),
             Effect::Ack {
                 session,
                 attempt,

@@ -147,6 +147,7 @@ impl World {
             cached: Vec::new(),
             running: running.cloned().collect(),
             credits: u32::try_from(process.credits).unwrap_or(0),
+            serving: None,
         };
         let reports: Vec<_> = process.unanswered.values().cloned().collect();
         self.send_up(link, Command::WorkerRegistered(Box::new(hello)));

@@ -7,15 +7,19 @@ use emberline_common::{
 };
 
 use super::*;
-use crate::engine::api::{Merge, Outcome as Answer, OutsideEvent, Refusal};
+use crate::engine::api::{Merge, OutsideEvent};
 
 /// Trains and deploys a model of that content; the run's deployment is the last one then.
-fn deploy(cluster: &mut Cluster, content: &str) -> RunId {
+pub(super) fn deploy(cluster: &mut Cluster, content: &str) -> RunId {
     let environment = json!({"model": "m", "alias": "champion"});
     deploy_to(cluster, content, environment)
 }
 
-fn deploy_to(cluster: &mut Cluster, content: &str, with: Value) -> RunId {
+pub(super) fn deploy_to(cluster: &mut Cluster, content: &str, with: Value) -> RunId {
+    deploy_as(cluster, content, with, Value::Null)
+}
+
+pub(super) fn deploy_as(cluster: &mut Cluster, content: &str, with: Value, schema: Value) -> RunId {
     let run = cluster.submit(json!({"pipeline": "p", "stages": {
         "train": {"kind": "train", "cache": false},
         "deploy": {"kind": "deploy", "inputs": {"model": "train.data"}, "with": with},
@@ -28,7 +32,7 @@ fn deploy_to(cluster: &mut Cluster, content: &str, with: Value) -> RunId {
         alias: Some("champion".parse().unwrap()),
         artifact: attempt.1.inputs[0].artifact.clone(),
         metrics: Map::new(),
-        schema: Value::Null,
+        schema,
         notes: String::new(),
     };
     cluster.report(
@@ -42,7 +46,7 @@ fn deploy_to(cluster: &mut Cluster, content: &str, with: Value) -> RunId {
     run
 }
 
-fn last(cluster: &Cluster) -> emberline_common::delivery::Deployment {
+pub(super) fn last(cluster: &Cluster) -> emberline_common::delivery::Deployment {
     cluster
         .engine
         .deployments()
@@ -52,25 +56,23 @@ fn last(cluster: &Cluster) -> emberline_common::delivery::Deployment {
         .clone()
 }
 
-fn live(cluster: &Cluster, environment: &str) -> u32 {
+pub(super) fn live(cluster: &Cluster, environment: &str) -> u32 {
     let mut all = cluster.engine.environments();
     all.find(|(e, ..)| e.as_str() == environment)
         .map_or(0, |(.., live)| live.version)
 }
 
-fn champion(cluster: &Cluster) -> u32 {
+pub(super) fn champion(cluster: &Cluster) -> u32 {
     let (view, _) = cluster.engine.model(&"m".parse().unwrap()).unwrap();
     view.aliases.values().copied().next().unwrap()
 }
 
-fn ask(cluster: &mut Cluster, command: Command) -> Result<Answer, Refusal> {
+pub(super) fn ask(cluster: &mut Cluster, command: Command) -> Result<Answer, Refusal> {
     cluster.now = cluster.now.after(Duration::from_secs(60));
-    let decision = cluster.engine.handle(cluster.now, command);
-    cluster.apply(decision.writes);
-    decision.outcome
+    cluster.try_handle(command)
 }
 
-fn roll_back(cluster: &mut Cluster) -> Result<Answer, Refusal> {
+pub(super) fn roll_back(cluster: &mut Cluster) -> Result<Answer, Refusal> {
     ask(
         cluster,
         Command::RollBack {

@@ -32,6 +32,7 @@ impl Cluster {
             cached: Vec::new(),
             running: Vec::new(),
             credits: 8,
+            serving: None,
         };
         let command = Command::WorkerRegistered(Box::new(hello));
         told(&self.engine.handle(self.now, command).effects)

@@ -6,7 +6,9 @@ mod caching;
 mod deployments;
 mod draining;
 mod retries;
+mod rollouts;
 mod scheduling;
+mod serving;
 mod workers;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -17,6 +19,7 @@ use emberline_common::{
     ids::{ArtifactName, Digest, Epoch, Incarnation, RunId, StageKind, WorkerName},
     resources::Resources,
     run_view::{ArtifactRef, AttemptTiming, RunState, RunView, TaskState},
+    serving::{ServingOffer, ServingPlan, ServingStatus},
     spec::PipelineSpec,
     time::Timestamp,
 };
@@ -26,7 +29,7 @@ use super::{
     Engine,
     api::{
         Assignment, AttemptFailure, AttemptReport, AttemptSuccess, Command, Effect, EngineConfig,
-        SessionId, Submission, WorkerHello, Write,
+        Outcome as Answer, Refusal, SessionId, Submission, WorkerHello, Write,
     },
     spec_blob,
 };
@@ -45,6 +48,8 @@ struct Cluster {
     specs: BTreeMap<Digest, Arc<PipelineSpec>>,
     /// What the next runs are submitted for.
     change: Option<Change>,
+    /// What each session was told to serve last.
+    plans: BTreeMap<SessionId, ServingPlan>,
 }
 
 impl Cluster {
@@ -59,6 +64,7 @@ impl Cluster {
             state: BTreeMap::new(),
             specs: BTreeMap::new(),
             change: None,
+            plans: BTreeMap::new(),
         }
     }
 
@@ -87,17 +93,34 @@ impl Cluster {
         loaded.expect("the state can be loaded").0
     }
 
+    /// Another leader takes over; workers have to come again.
+    fn fail_over(&mut self) {
+        self.engine = self.next_leader();
+        self.plans.clear();
+    }
+
     fn handle(&mut self, command: Command) {
+        self.try_handle(command).expect("the command is taken");
+    }
+
+    fn try_handle(&mut self, command: Command) -> Result<Answer, Refusal> {
         let decision = self.engine.handle(self.now, command);
-        decision.outcome.expect("the command is taken");
         self.apply(decision.writes);
-        for effect in decision.effects {
+        self.let_out(decision.effects);
+        decision.outcome
+    }
+
+    fn let_out(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
             match effect {
                 Effect::Assign {
                     session,
                     assignment,
                 } => self.assigned.push((session, *assignment)),
                 Effect::CloseSession { session, .. } => self.closed.push(session),
+                Effect::Serve { session, plan } => {
+                    self.plans.insert(session, *plan);
+                }
                 Effect::Archive(run) => {
                     let view = run.view.clone();
                     self.ended.insert(view.summary.run.clone(), view);
@@ -122,6 +145,17 @@ impl Cluster {
         cores: u32,
         credits: u32,
     ) -> SessionId {
+        self.register_serving(number, name, incarnation, (cores, credits), None)
+    }
+
+    fn register_serving(
+        &mut self,
+        number: u64,
+        name: &str,
+        incarnation: &str,
+        (cores, credits): (u32, u32),
+        serving: Option<(ServingOffer, ServingStatus)>,
+    ) -> SessionId {
         let kinds = ["convert", "train", "noop", "deploy"];
         let kinds = kinds.map(|kind| (StageKind::new(kind).unwrap(), 1));
         self.handle(Command::WorkerRegistered(Box::new(WorkerHello {
@@ -138,6 +172,7 @@ impl Cluster {
             cached: Vec::new(),
             running: Vec::new(),
             credits,
+            serving,
         })));
         SessionId(number)
     }
