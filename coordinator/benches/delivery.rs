@@ -91,6 +91,7 @@ fn deployment(id: u64) -> Deployment {
         finished_at: Some(live),
         failure,
         change: (!is_rollback).then_some(change),
+        rollout: None,
         data: if is_rollback { Vec::new() } else { vec![data] },
         trace: "0af7651916cd43dd8448eb211c80319c".parse().unwrap(),
     }

@@ -2,7 +2,7 @@
 //! needs beside its stages. The server itself lives in a crate of its own, so that a worker of your
 //! own need not build it.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use emberline_common::{
@@ -12,7 +12,10 @@ use emberline_common::{
 };
 use futures::future::BoxFuture;
 use object_store::{ObjectStoreExt as _, path::Path as Key};
-use tokio::sync::Notify;
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, timeout_at},
+};
 
 use crate::cache::{Cache, Pinned};
 
@@ -39,6 +42,68 @@ pub trait Serving: Send + Sync + 'static {
     /// Takes no more connections, answers what it has taken, writes what it has logged, and ends;
     /// within some seconds.
     fn stop(&self) -> BoxFuture<'_, ()>;
+}
+
+/// How long a leader may take to put what a draining worker serves somewhere else.
+const HAND_OVER: Duration = Duration::from_secs(10);
+/// How long it may take to say that there is somewhere else.
+const SAYS_SO: Duration = Duration::from_millis(300);
+/// How often is told what was counted, before a plan says so.
+const REPORT: Duration = Duration::from_secs(1);
+
+/// The server, and what the session has to remember of its plan.
+pub(crate) struct Served {
+    pub server: Arc<dyn Serving>,
+    plan: watch::Sender<Told>,
+}
+
+/// What a plan means for the session.
+#[derive(Debug, Clone, Copy)]
+struct Told {
+    report_every: Duration,
+    /// Models that are to be served here, and of them those that others serve, too.
+    models: usize,
+    shared: usize,
+}
+
+impl Served {
+    pub fn new(server: Arc<dyn Serving>) -> Self {
+        let (plan, _) = watch::channel(Told {
+            report_every: REPORT,
+            models: 0,
+            shared: 0,
+        });
+        Self { server, plan }
+    }
+
+    /// Takes over a plan.
+    pub fn apply(&self, plan: ServingPlan, artifacts: ServingArtifacts) {
+        self.plan.send_replace(Told {
+            report_every: plan.report_every,
+            models: plan.models.len(),
+            shared: plan.models.iter().filter(|m| !m.peers.is_empty()).count(),
+        });
+        self.server.apply(plan, artifacts);
+    }
+
+    /// How often is to be told what was counted.
+    pub fn report_every(&self) -> Duration {
+        self.plan.borrow().report_every
+    }
+
+    /// Resolves when others serve what was served here; soon, if there are no others.
+    pub async fn handed_over(&self) {
+        let mut plan = self.plan.subscribe();
+        let began = Instant::now();
+        let alone = plan.wait_for(|told| told.models == 0 || told.shared > 0);
+        if timeout_at(began + SAYS_SO, alone).await.is_err() {
+            return;
+        }
+        let moved = plan.wait_for(|told| told.models == 0);
+        if timeout_at(began + HAND_OVER, moved).await.is_err() {
+            tracing::warn!("nobody took over in time what was served here");
+        }
+    }
 }
 
 /// Where a server gets models from and keeps its logs: the worker's cache and the cluster's store.

@@ -17,6 +17,7 @@ use emberline_common::{
     artifact::ArtifactStore,
     ids::{AttemptId, Epoch},
     redirect::{Redirect, redirect},
+    serving::ServingPlan,
 };
 use emberline_proto::{
     WORKER_PROTOCOL_VERSION,
@@ -31,6 +32,7 @@ use crate::{
     config::WorkerConfig,
     runner::Runner,
     search::{LeaderSeen, Search},
+    serving::{Served, ServingArtifacts},
     stage::StopReason,
 };
 
@@ -53,6 +55,8 @@ pub(crate) struct Session {
     /// Where leaders may be.
     pub leaders: Vec<String>,
     pub runner: Arc<Runner>,
+    /// What it serves models with, if it does.
+    pub served: Option<Arc<Served>>,
     pub connected: watch::Sender<Option<LeaderSeen>>,
     pub cancel: CancellationToken,
     /// Cancelled when a leader has told this worker to drain.
@@ -191,8 +195,16 @@ impl Session {
         let mut updates = tokio::time::interval(UPDATE_INTERVAL);
         updates.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut told_drain = draining;
+        let mut next_report = Instant::now();
         loop {
             tokio::select! {
+                () = reports(self.served.as_deref(), next_report) => {
+                    if let Some(served) = &self.served {
+                        next_report = Instant::now() + served.report_every();
+                        let status = (&served.server.status()).into();
+                        self.send(&send, worker_message::Message::Serving(status)).await?;
+                    }
+                }
                 message = incoming.message() => match message {
                     Ok(Some(message)) => self.handle(&store, message),
                     Ok(None) => return Ok(()),
@@ -239,6 +251,8 @@ impl Session {
             running: opening.running.iter().map(Into::into).collect(),
             unacknowledged: opening.unacknowledged,
             credits: opening.credits,
+            serving: (self.served.as_ref()).map(|served| (&served.server.offer()).into()),
+            serving_status: (self.served.as_ref()).map(|served| (&served.server.status()).into()),
         }
     }
 
@@ -318,6 +332,19 @@ impl Session {
                 }
             }
             Some(leader_message::Message::Heartbeat(_)) => {}
+            Some(leader_message::Message::Serving(plan)) => {
+                let plan = ServingPlan::try_from(plan);
+                match (&self.served, plan) {
+                    (Some(served), Ok(plan)) => {
+                        let cache = Arc::clone(&self.runner.cache);
+                        served.apply(plan, ServingArtifacts::new(cache, store.clone()));
+                    }
+                    (None, _) => {
+                        tracing::warn!("the leader wants models served, which is not done here")
+                    }
+                    (_, Err(error)) => tracing::warn!(%error, "a plan that is none was dropped"),
+                }
+            }
             Some(leader_message::Message::Drain(_)) => {
                 tracing::info!("the leader wants this worker to take no more work, and to end");
                 self.runner.board.drain();
@@ -327,6 +354,19 @@ impl Session {
                 tracing::warn!("the leader sent a message that this worker does not know");
             }
         }
+    }
+}
+
+/// Resolves when what is served is to be told of; never, if nothing is.
+async fn reports(served: Option<&Served>, next: Instant) {
+    match served {
+        Some(served) => {
+            tokio::select! {
+                () = tokio::time::sleep_until(next.into()) => {}
+                () = served.server.changed().notified() => {}
+            }
+        }
+        None => std::future::pending().await,
     }
 }
 

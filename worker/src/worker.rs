@@ -25,6 +25,7 @@ use crate::{
     runner::Runner,
     scrape::Scrape,
     search::LeaderSeen,
+    serving::{Served, Serving},
     session::{self, Session},
     stage::{Stage, StopReason},
     telemetry::Instruments,
@@ -46,6 +47,7 @@ impl Worker {
         WorkerBuilder {
             config,
             stages: Vec::new(),
+            serving: None,
         }
     }
 }
@@ -54,6 +56,7 @@ impl Worker {
 pub struct WorkerBuilder {
     config: WorkerConfig,
     stages: Vec<Arc<dyn Stage>>,
+    serving: Option<Arc<dyn Serving>>,
 }
 
 impl WorkerBuilder {
@@ -71,13 +74,24 @@ impl WorkerBuilder {
         self
     }
 
+    /// Serves models with this server, which runs already. It is stopped with the worker.
+    #[must_use]
+    pub fn serving(mut self, server: Arc<dyn Serving>) -> Self {
+        self.serving = Some(server);
+        self
+    }
+
     /// Starts it in the current tokio runtime. It looks for a leader from then on; see
     /// [`RunningWorker::leader`].
     ///
     /// # Errors
     /// [`WorkerError`] if the configuration or the state directory cannot be used.
     pub async fn start(self) -> Result<RunningWorker, WorkerError> {
-        let Self { config, stages } = self;
+        let Self {
+            config,
+            stages,
+            serving,
+        } = self;
         let wrong = |field, message: String| WorkerError::Config { field, message };
         if config.leaders.is_empty() {
             return Err(wrong(
@@ -157,6 +171,7 @@ impl WorkerBuilder {
             tasks: TaskTracker::new(),
             instruments: Instruments::new(config.telemetry.clone()),
         });
+        let served = serving.map(|server| Arc::new(Served::new(server)));
         let (connected, leader) = watch::channel(None);
         let cancel = CancellationToken::new();
         let drained = CancellationToken::new();
@@ -165,6 +180,7 @@ impl WorkerBuilder {
             leaders: config.leaders.clone(),
             config,
             runner: runner.clone(),
+            served: served.clone(),
             connected,
             cancel: cancel.clone(),
             drained: drained.clone(),
@@ -172,6 +188,7 @@ impl WorkerBuilder {
         Ok(RunningWorker {
             drained,
             runner,
+            served,
             leader,
             cancel,
             session: tokio::spawn(session.run()),
@@ -185,6 +202,7 @@ impl WorkerBuilder {
 pub struct RunningWorker {
     drained: CancellationToken,
     runner: Arc<Runner>,
+    served: Option<Arc<Served>>,
     leader: watch::Receiver<Option<LeaderSeen>>,
     cancel: CancellationToken,
     session: JoinHandle<()>,
@@ -216,6 +234,9 @@ impl RunningWorker {
     pub async fn drain(mut self, within: Duration) {
         let board = self.runner.board.clone();
         board.drain();
+        if let Some(served) = &self.served {
+            served.server.drain();
+        }
         let deadline = Instant::now() + within;
         if !self.wait(deadline, Board::is_idle).await {
             board.stop_all(StopReason::Preempted);
@@ -223,6 +244,9 @@ impl RunningWorker {
             let grace = self.runner.stop_grace + Duration::from_secs(1);
             self.wait(Instant::now() + grace, Board::is_empty).await;
             self.wait(Instant::now() + SHUTDOWN, Board::is_idle).await;
+        }
+        if let Some(served) = &self.served {
+            served.handed_over().await;
         }
         self.stop().await;
     }
@@ -258,6 +282,9 @@ impl RunningWorker {
     }
 
     async fn stop(&mut self) {
+        if let Some(served) = &self.served {
+            served.server.stop().await;
+        }
         self.cancel.cancel();
         if let Err(error) = (&mut self.session).await
             && error.is_panic()
