@@ -145,10 +145,10 @@ pub enum Command {
     /// List and show registered models.
     #[command(subcommand)]
     Models(ModelsCommand),
-    /// List and show deployments, and mark them as failed.
+    /// List, show and follow deployments, approve them, and mark them as failed.
     #[command(subcommand)]
     Deployments(DeploymentsCommand),
-    /// Make live again what was live before.
+    /// Make live again what was live before, or give up what is under way.
     Rollback(RollbackArguments),
     /// Say what is live where.
     Environments,
@@ -395,7 +395,17 @@ pub enum DeploymentsCommand {
         /// Its id, e.g. `d17`.
         deployment: String,
     },
-    /// Say that a deployment has failed, for the metrics of delivery. What is live stays live.
+    /// Follow a deployment until nothing more will happen by itself.
+    Watch {
+        /// Its id, e.g. `d17`.
+        deployment: String,
+    },
+    /// Let a deployment go live that waits for it, or will.
+    Approve {
+        /// Its id, e.g. `d17`.
+        deployment: String,
+    },
+    /// Say that a deployment has failed, for the metrics of delivery. What is live stays live; one that is under way is given up.
     MarkFailed {
         /// Its id, e.g. `d17`.
         deployment: String,
@@ -417,9 +427,9 @@ pub struct RollbackArguments {
     #[arg(long)]
     pub model: Option<String>,
     /// Why, for the record.
-    #[arg(long)]
+    #[arg(long, default_value = "asked for by a person")]
     pub why: String,
-    /// Only if this deployment is what is live.
+    /// Only if this deployment is what would be undone.
     #[arg(long, value_name = "DEPLOYMENT")]
     pub expected: Option<String>,
 }

@@ -7,7 +7,10 @@ use emberline_proto::v1::{
 };
 use serde_json::{Value, json};
 
-use super::runs::{time, trace_link};
+use super::{
+    rollouts,
+    runs::{time, trace_link},
+};
 use crate::{
     args::{ClusterArguments, DeploymentsCommand, Format},
     client::Cluster,
@@ -52,6 +55,12 @@ pub async fn deployments(
             list(&cluster, request, limit, format).await
         }
         DeploymentsCommand::Show { deployment } => show(&cluster, deployment, format).await,
+        DeploymentsCommand::Watch { deployment } => {
+            rollouts::watch(&cluster, deployment, quiet, format).await
+        }
+        DeploymentsCommand::Approve { deployment } => {
+            rollouts::approve(&cluster, deployment, quiet, format).await
+        }
         DeploymentsCommand::MarkFailed {
             deployment, why, ..
         } => {
@@ -144,7 +153,12 @@ async fn mark_failed(
     if quiet {
         return Ok(());
     }
-    let failure = deployment.failure.clone().unwrap_or_default();
+    let Some(failure) = deployment.failure.clone() else {
+        return Ok(output::line(format!(
+            "{} is given up; it had answered for nobody",
+            clean(&deployment.deployment)
+        ))?);
+    };
     Ok(output::line(format!(
         "{} has failed since {} ({})",
         clean(&deployment.deployment),
@@ -167,6 +181,9 @@ fn tell(d: &DeploymentView) -> std::io::Result<()> {
     line("pipeline", clean(&d.pipeline))?;
     line("run", format!("{} task {}", clean(&d.run), clean(&d.task)))?;
     line("state", state(d))?;
+    for (name, text) in rollouts::lines(d) {
+        line(name, text)?;
+    }
     if let Some(failure) = &d.failure {
         let began = failure.began_at.as_ref().map(time).unwrap_or_default();
         line("failed", format!("since {began}: {}", because(failure)))?;
@@ -260,6 +277,7 @@ fn outcome(outcome: DeploymentOutcome) -> &'static str {
         DeploymentOutcome::Live => "live",
         DeploymentOutcome::CaughtBeforeExposure => "caught_before_exposure",
         DeploymentOutcome::Aborted => "aborted",
+        DeploymentOutcome::Superseded => "superseded",
     }
 }
 
@@ -286,9 +304,10 @@ fn because(failure: &DeploymentFailure) -> String {
 }
 
 /// What a person asks first: does it answer now, and was it any good?
-fn state(d: &DeploymentView) -> String {
+pub fn state(d: &DeploymentView) -> String {
     let state = match d.outcome() {
         DeploymentOutcome::Live if !d.live => "was live".to_owned(),
+        DeploymentOutcome::InProgress => rollouts::progress(d),
         other => outcome(other).replace('_', " "),
     };
     if d.failure.is_some() {
@@ -356,5 +375,7 @@ pub fn deployment_json(d: &DeploymentView) -> Value {
             "arrived_at": c.arrived_at.as_ref().map(time),
         })).collect::<Vec<_>>(),
         "trace_id": d.trace_id,
+        "rollout": d.rollout.as_ref().map(rollouts::rollout_json),
+        "serving": d.serving.as_ref().map(rollouts::serving_json),
     })
 }

@@ -14,6 +14,7 @@ mod events;
 mod init;
 mod models;
 mod rollback;
+mod rollouts;
 mod run;
 mod runs;
 mod submission;

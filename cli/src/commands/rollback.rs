@@ -1,13 +1,13 @@
 //! `rollback` and `environments`: what is live where, and the way back.
 
 use emberline_proto::v1::{
-    DeploymentKind, DeploymentView, GetDeploymentRequest, ListDeploymentsRequest,
-    ListEnvironmentsRequest, RollBackRequest,
+    DeploymentKind, DeploymentOutcome, DeploymentView, EnvironmentView, GetDeploymentRequest,
+    ListDeploymentsRequest, ListEnvironmentsRequest, RollBackRequest,
 };
 use serde_json::json;
 use tonic::{Code, Status};
 
-use super::{deployments::deployment_json, runs::time};
+use super::{deployments::deployment_json, rollouts::replica_json, runs::time};
 use crate::{
     args::{ClusterArguments, Format, RollbackArguments},
     client::Cluster,
@@ -41,7 +41,7 @@ async fn roll_back(
 ) -> anyhow::Result<()> {
     if request.expected.is_empty() {
         // A call whose answer was lost may be sent again, and must not go back twice.
-        request.expected = live(cluster, &request).await?;
+        request.expected = undone(cluster, &request).await?;
     }
     let asked = cluster.deployments().roll_back(request.clone()).await;
     let (now, failed) = match asked {
@@ -65,6 +65,18 @@ async fn roll_back(
     if quiet {
         return Ok(());
     }
+    if failed.outcome() != DeploymentOutcome::Live {
+        // It never was live: nothing had to come back.
+        return Ok(output::line(format!(
+            "{}: {} with version {} of {} is given up; version {} stays live ({})",
+            clean(&now.environment),
+            clean(&failed.deployment),
+            failed.version,
+            clean(&now.model),
+            now.version,
+            clean(&now.deployment),
+        ))?);
+    }
     Ok(output::line(format!(
         "{}: {} version {} is live again ({}); {} with version {} has failed",
         clean(&now.environment),
@@ -86,13 +98,31 @@ async fn done_before(
     if refused.code() != Code::FailedPrecondition || request.expected.is_empty() {
         return Ok(None);
     }
+    let mut deployments = cluster.deployments();
+    let failed = GetDeploymentRequest {
+        deployment: request.expected.clone(),
+    };
+    let failed = deployments.get_deployment(failed).await?.into_inner();
+    let failed = failed.deployment.unwrap_or_default();
+    let given_up = [
+        DeploymentOutcome::Aborted,
+        DeploymentOutcome::CaughtBeforeExposure,
+    ];
+    if given_up.contains(&failed.outcome()) {
+        // It was under way; what was live stayed so.
+        let live = there(cluster, request).await?;
+        let live = GetDeploymentRequest {
+            deployment: live.map(|live| live.deployment).unwrap_or_default(),
+        };
+        let live = deployments.get_deployment(live).await?.into_inner();
+        return Ok(Some((live.deployment.unwrap_or_default(), failed)));
+    }
     let list = ListDeploymentsRequest {
         page_size: 1,
         environment: request.environment.clone(),
         model: request.model.clone(),
         ..Default::default()
     };
-    let mut deployments = cluster.deployments();
     let newest = deployments.list_deployments(list).await?.into_inner();
     let newest = newest.deployments.into_iter().next();
     let is_it =
@@ -100,15 +130,26 @@ async fn done_before(
     let Some(now) = newest.filter(is_it) else {
         return Ok(None);
     };
-    let failed = GetDeploymentRequest {
-        deployment: request.expected.clone(),
-    };
-    let failed = deployments.get_deployment(failed).await?.into_inner();
-    Ok(Some((now, failed.deployment.unwrap_or_default())))
+    Ok(Some((now, failed)))
 }
 
-/// The deployment that is live there now, if that is one; else the server says what is wrong.
-async fn live(cluster: &Cluster, request: &RollBackRequest) -> anyhow::Result<String> {
+/// The deployment that would be undone, if that is one; else the server says what is wrong.
+async fn undone(cluster: &Cluster, request: &RollBackRequest) -> anyhow::Result<String> {
+    let there = there(cluster, request).await?;
+    Ok(there.map_or_else(String::new, |there| {
+        if there.coming.is_empty() {
+            there.deployment
+        } else {
+            there.coming
+        }
+    }))
+}
+
+/// What is live there, if it is one.
+async fn there(
+    cluster: &Cluster,
+    request: &RollBackRequest,
+) -> anyhow::Result<Option<EnvironmentView>> {
     let mut deployments = cluster.deployments();
     let all = deployments.list_environments(ListEnvironmentsRequest {});
     let all = all.await?.into_inner().environments.into_iter();
@@ -117,8 +158,8 @@ async fn live(cluster: &Cluster, request: &RollBackRequest) -> anyhow::Result<St
             && (request.model.is_empty() || e.model == request.model)
     });
     Ok(match (there.next(), there.next()) {
-        (Some(only), None) => only.deployment,
-        _ => String::new(),
+        (Some(only), None) => Some(only),
+        _ => None,
     })
 }
 
@@ -143,6 +184,9 @@ async fn list(cluster: &Cluster, format: Format) -> anyhow::Result<()> {
                 "version": e.version,
                 "deployment": e.deployment,
                 "since": since(&e.since),
+                "coming": e.coming,
+                "wanted_replicas": e.wanted_replicas,
+                "replicas": e.replicas.iter().map(replica_json).collect::<Vec<_>>(),
             })
         });
         return output::json(&all.collect::<Vec<_>>());
@@ -156,9 +200,35 @@ async fn list(cluster: &Cluster, format: Format) -> anyhow::Result<()> {
                 e.version.to_string(),
                 e.deployment.clone(),
                 since(&e.since).unwrap_or_default(),
+                e.coming.clone(),
+                served_by(e),
             ]
         })
         .collect();
-    let head = ["ENVIRONMENT", "MODEL", "VERSION", "DEPLOYMENT", "SINCE"];
+    let head = [
+        "ENVIRONMENT",
+        "MODEL",
+        "VERSION",
+        "DEPLOYMENT",
+        "SINCE",
+        "COMING",
+        "SERVED BY",
+    ];
     Ok(output::table(&head, &rows)?)
+}
+
+/// Where it answers: each replica's address, with what is not as it should be.
+fn served_by(e: &EnvironmentView) -> String {
+    if e.replicas.is_empty() {
+        return "nobody".to_owned();
+    }
+    let each = e.replicas.iter().map(|r| {
+        let address = clean(&r.address);
+        match (r.ready, r.placed) {
+            (false, _) => format!("{address} (not ready)"),
+            (_, false) => format!("{address} (leaving)"),
+            _ => address,
+        }
+    });
+    each.collect::<Vec<_>>().join(", ")
 }

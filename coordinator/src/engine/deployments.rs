@@ -350,15 +350,21 @@ impl Engine {
                 )));
             }
         };
-        if let Some(expected) = expected.filter(|expected| *expected != live.deployment) {
+        let place = (environment.clone(), model.clone());
+        // What is coming is what goes first: what is live is not what is wrong then.
+        let coming = self.coming(&place).map(|d| d.id);
+        let undone = coming.unwrap_or(live.deployment);
+        if let Some(expected) = expected.filter(|expected| *expected != undone) {
+            let state = if coming.is_some() {
+                "coming to"
+            } else {
+                "live in"
+            };
             return Err(Refusal::WrongDeployment(format!(
-                "`{}` is live in `{environment}`, not `{expected}`",
-                live.deployment
+                "`{undone}` is {state} `{environment}`, not `{expected}`"
             )));
         }
-        let place = (environment.clone(), model.clone());
-        if let Some(coming) = self.coming(&place).map(|d| d.id) {
-            // What is live is not what is wrong.
+        if let Some(coming) = coming {
             self.give_up(coming, FailureCause::Rollback, why);
             return self.deployment_outcome(live.deployment, Some(coming));
         }

@@ -60,6 +60,9 @@ fn whole(engine: &Engine, deployment: &Deployment) -> DeploymentView {
     }
     let mut replicas = engine.replicas(&deployment.environment, &deployment.model);
     let coming = deployment.outcome == DeploymentOutcome::InProgress;
+    if replicas.is_empty() && !coming {
+        return view;
+    }
     let (new, live) = match window {
         Some((new, live)) => (new, coming.then_some(live)),
         // Nothing is judged any more: what was counted since it was loaded.
