@@ -207,6 +207,10 @@ impl Engine {
 
     /// What the counts of the phase under way say.
     fn judged(&self, place: &Place, rollout: &Rollout) -> Verdict {
+        #[cfg(test)]
+        if self.sabotage == Some(super::sim::Sabotage::LenientJudge) {
+            return Verdict::Holds;
+        }
         let window = self.serving.windows.get(place).cloned().unwrap_or_default();
         let conditions = rollout.strategy.conditions();
         let least = rollout.strategy.min_requests();

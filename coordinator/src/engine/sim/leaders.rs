@@ -387,8 +387,12 @@ impl World {
                 (session, Down::Assign(assignment))
             }
             Effect::Stop { session, attempt } => (session, Down::Stop(attempt)),
-            // No person does so in the simulation, and nobody serves.
-            Effect::Drain { .. } | Effect::Serve { .. } => return Ok(()),
+            // No person does so in the simulation.
+            Effect::Drain { .. } => return Ok(()),
+            Effect::Serve { session, plan } => {
+                self.store.check_plan(&plan)?;
+                (session, Down::Serve(plan))
+            }
             Effect::Ack {
                 session,
                 attempt,
@@ -461,6 +465,13 @@ impl World {
         same("reload: live tasks", &old.live_tasks, &new.live_tasks)?;
         let models = |engine: &Engine| -> Vec<_> { engine.models().collect() };
         same("reload: models", &models(old), &models(&new))?;
+        same("reload: deployments", &old.deployments, &new.deployments)?;
+        same("reload: environments", &old.environments, &new.environments)?;
+        same(
+            "reload: rollouts",
+            &old.serving.rolling,
+            &new.serving.rolling,
+        )?;
         let roots = |engine: &Engine| {
             let mut roots: Vec<_> = engine.referenced_manifests().collect();
             roots.extend(engine.referenced_blobs());

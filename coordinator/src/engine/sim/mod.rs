@@ -23,6 +23,7 @@ mod faults;
 mod leaders;
 mod network;
 mod pipelines;
+mod serving;
 mod store;
 mod tests;
 mod workers;
@@ -57,6 +58,8 @@ pub(super) enum Sabotage {
     AnyCacheEntry,
     /// The engine starts counting attempts anew when a run is retried.
     NumbersAnew,
+    /// The engine lets every version pass its trial.
+    LenientJudge,
 }
 
 /// What one seed came to.
@@ -73,6 +76,9 @@ struct Played {
     cached: u64,
     /// Comparisons with what a new leader would know.
     reloads: u64,
+    /// Deployments that became live, and those that were given up.
+    deployed: u64,
+    given_up: u64,
 }
 
 /// Plays one seed; says what was violated, and at which step.

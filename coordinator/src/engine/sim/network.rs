@@ -6,6 +6,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use emberline_common::{
     ids::{AttemptId, Epoch},
+    serving::ServingPlan,
     time::Timestamp,
 };
 
@@ -23,6 +24,8 @@ pub(super) enum Down {
     Stop(AttemptId),
     /// The leader has dealt with a report.
     Ack(AttemptId),
+    /// What to serve.
+    Serve(Box<ServingPlan>),
     /// The leader ends the session.
     Close,
     /// The connection is gone.

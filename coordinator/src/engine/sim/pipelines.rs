@@ -16,7 +16,11 @@ pub(super) fn random(rng: &mut Random) -> Result<PipelineSpec, String> {
         let run_if = ["success", "success", "success", "always", "failure"][index(rng.below(5))];
         let mut stage = json!({
             "kind": kind,
-            "with": if kind == "convert" { json!({"x": rng.below(3)}) } else { Value::Null },
+            "with": match kind {
+                "convert" => json!({"x": rng.below(3)}),
+                "deploy" => deploy(rng),
+                _ => Value::Null,
+            },
             "resources": {"cpu": cpu},
             "retries": {
                 "errors": rng.below(3), "faults": rng.below(3), "lost_workers": rng.below(4),
@@ -28,7 +32,9 @@ pub(super) fn random(rng: &mut Random) -> Result<PipelineSpec, String> {
         let has_matrix = rng.below(4) == 0;
         if has_matrix {
             stage["matrix"] = json!({"m": (0..=rng.below(4)).collect::<Vec<_>>()});
-            stage["with"] = json!({"m": "${matrix.m}"});
+            if kind != "deploy" {
+                stage["with"] = json!({"m": "${matrix.m}"});
+            }
         }
         if rng.below(4) == 0 {
             stage["timeout"] = json!(format!("{}ms", 50 + rng.below(400)));
@@ -64,6 +70,34 @@ pub(super) fn random(rng: &mut Random) -> Result<PipelineSpec, String> {
         pipeline["timeout"] = json!(format!("{}ms", 200 + rng.below(3000)));
     }
     serde_json::from_value(pipeline).map_err(|error| error.to_string())
+}
+
+/// How a version is to come into service; everything is over within seconds.
+fn deploy(rng: &mut Random) -> Value {
+    let conditions = json!({"max_error_rate": 0.3});
+    let time = |rng: &mut Random| format!("{}ms", 1 + rng.below(200));
+    let strategy = match rng.below(4) {
+        0 => json!({"type": "all_at_once"}),
+        1 => json!({
+            "type": "all_at_once", "watch_for": time(rng), "min_requests": 2,
+            "conditions": conditions,
+        }),
+        2 => {
+            json!({"type": "shadow", "for": time(rng), "min_requests": 2, "conditions": conditions})
+        }
+        _ => json!({
+            "type": "canary", "min_requests": 2, "conditions": conditions,
+            "steps": [{"weight": 10, "for": time(rng)}, {"weight": 50, "for": time(rng)}],
+        }),
+    };
+    let environment = ["production", "production", "staging"][index(rng.below(3))];
+    json!({
+        "model": "m",
+        "environment": environment,
+        "replicas": 1 + rng.below(2),
+        "progress_deadline": format!("{}ms", 500 + rng.below(1500)),
+        "strategy": strategy,
+    })
 }
 
 fn index(number: u64) -> usize {

@@ -80,6 +80,10 @@ fn no_seed_breaks_an_invariant() {
             all.cached > 0 && all.retries > 0 && all.reloads > seeds / 2,
             "something never happens"
         );
+        assert!(
+            all.deployed > seeds / 4 && all.given_up > seeds / 10,
+            "hardly anything is deployed, or given up"
+        );
     }
 }
 
@@ -93,6 +97,8 @@ impl Played {
         self.attempts += one.attempts;
         self.cached += one.cached;
         self.reloads += one.reloads;
+        self.deployed += one.deployed;
+        self.given_up += one.given_up;
     }
 }
 
@@ -122,6 +128,7 @@ fn what_is_broken_on_purpose_is_found() {
         Sabotage::EndlessRetries,
         Sabotage::AnyCacheEntry,
         Sabotage::NumbersAnew,
+        Sabotage::LenientJudge,
     ] {
         let found = (1..500).find_map(|seed| played(seed, Some(sabotage)).err());
         let found = found.map(|what| what.chars().take(160).collect::<String>());

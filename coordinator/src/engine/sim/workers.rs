@@ -16,6 +16,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     network::{Down, Link},
+    serving::Served,
     store::output_of,
     world::{Event, World},
 };
@@ -28,9 +29,9 @@ use crate::engine::api::{
 pub(super) struct Process {
     pub name: WorkerName,
     /// The worker's number: 0 can run everything.
-    worker: usize,
+    pub worker: usize,
     life: usize,
-    alive: bool,
+    pub alive: bool,
     /// The highest term that it has heard of: it obeys no lower one.
     term: Epoch,
     pub link: Option<Link>,
@@ -46,6 +47,8 @@ pub(super) struct Process {
     stopping: BTreeSet<AttemptId>,
     /// Reports that no leader has answered.
     unanswered: BTreeMap<AttemptId, AttemptReport>,
+    /// What it serves.
+    pub served: Served,
 }
 
 impl Process {
@@ -92,6 +95,7 @@ impl World {
             running: BTreeMap::new(),
             stopping: BTreeSet::new(),
             unanswered: BTreeMap::new(),
+            served: Served::default(),
         });
         let number = self.processes.len() - 1;
         self.within_ms(20, Event::Connect(number));
@@ -149,6 +153,11 @@ impl World {
             credits: u32::try_from(process.credits).unwrap_or(0),
             serving: None,
         };
+        let hello = WorkerHello {
+            serving: self.offer(number),
+            ..hello
+        };
+        let process = &self.processes[number];
         let reports: Vec<_> = process.unanswered.values().cloned().collect();
         self.send_up(link, Command::WorkerRegistered(Box::new(hello)));
         if !reports.is_empty() {
@@ -197,6 +206,7 @@ impl World {
             Down::Ack(id) => {
                 process.unanswered.remove(&id);
             }
+            Down::Serve(plan) => self.plan_arrives(number, *plan),
             Down::Close => {
                 self.cut(link);
                 self.disconnected(number);

@@ -7,6 +7,7 @@ use std::{
 };
 
 use emberline_common::{
+    delivery::DeploymentOutcome,
     ids::{AttemptId, Digest, Epoch, RunId},
     time::Timestamp,
 };
@@ -60,6 +61,8 @@ pub(super) enum Event {
     Retry(RunId, Digest),
     /// A client watches a run.
     Watch(RunId),
+    /// A worker goes on serving.
+    Serves(usize),
     /// Something breaks.
     Fault,
 }
@@ -143,6 +146,9 @@ impl World {
         }
         self.check_end()?;
         self.played.cached = self.store.reused;
+        self.played.deployed = self.store.came_out(DeploymentOutcome::Live);
+        self.played.given_up = self.store.came_out(DeploymentOutcome::Aborted)
+            + self.store.came_out(DeploymentOutcome::CaughtBeforeExposure);
         Ok(self.played)
     }
 
@@ -171,6 +177,7 @@ impl World {
             Event::Ask(number) => self.ask(number)?,
             Event::Retry(run, archive) => self.retry(&run, archive)?,
             Event::Watch(run) => self.watch(&run)?,
+            Event::Serves(process) => self.serves(process),
             Event::Fault => self.fault()?,
         }
         Ok(true)
@@ -217,6 +224,7 @@ impl World {
         };
         !live("runs/")
             && !live("tasks/")
+            && self.store.rolling().is_empty()
             && self.clients.all_answered()
             && self.leader(self.epoch).is_some_and(Leader::is_done)
     }
@@ -232,7 +240,11 @@ impl World {
             let open: Vec<_> = open.collect();
             format!("{} {} {open:?}", run.run, run.state)
         });
-        runs.collect::<Vec<_>>().join("; ")
+        let rolling = self.store.rolling();
+        format!(
+            "{}; {rolling:?} are under way",
+            runs.collect::<Vec<_>>().join("; ")
+        )
     }
 
     /// Nothing acknowledged is lost, and nothing is left over.
@@ -241,7 +253,7 @@ impl World {
         for (key, value) in &self.store.records {
             let kind = key.split('/').next().unwrap_or_default();
             match kind {
-                "cache" | "models" => {}
+                "cache" | "models" | "deployments" | "environments" => {}
                 "ended" => {
                     let ended: EndedRun =
                         serde_json::from_slice(value).map_err(|e| format!("{key}: {e}"))?;

@@ -14,6 +14,7 @@
 //!   overspent.
 //! - Nothing starts in a run that is to stop, nor in one that failed and is to fail fast.
 
+mod delivered;
 mod starts;
 mod told;
 
@@ -68,6 +69,7 @@ pub(super) struct Store {
     bad: BTreeMap<AttemptId, Digest>,
     dropped: BTreeSet<Digest>,
     on: BTreeMap<WorkerName, BTreeMap<Task, Resources>>,
+    delivered: delivered::Delivered,
     /// Tasks that were reused.
     pub reused: u64,
 }
@@ -194,6 +196,7 @@ impl Store {
                 None | Some(_) => {}
             }
         }
+        self.check_delivered()?;
         (changes.models.iter()).try_for_each(|model| self.check_model(model))
     }
 
@@ -219,7 +222,8 @@ impl Store {
                 }
                 Ok(())
             }
-            ["cache", _] => Ok(()),
+            ["cache", _] | ["environments", ..] => Ok(()),
+            ["deployments", _] => self.put_deployment(key, parse(key, value)?),
             _ => Err(format!("{key} is no key that is known")),
         }
     }
