@@ -12,10 +12,13 @@ const PROTOS: &[&str] = &[
     "emberline/v1/cluster.proto",
     "emberline/v1/deployments.proto",
     "emberline/v1/dora.proto",
+    "emberline/v1/feedback.proto",
+    "inference/v2/open_inference.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=emberline");
+    println!("cargo:rerun-if-changed=inference");
     let descriptors = protox::compile(PROTOS, ["."])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(
@@ -24,6 +27,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     )?;
     tonic_prost_build::configure()
         .build_transport(false)
+        // Tensors are looked at where they lie in the message, not copied out of it first.
+        .bytes(".inference")
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -248,6 +248,16 @@ pub fn fresh_span() -> SpanId {
     }
 }
 
+/// A trace id that was not there before, for what begins a trace and has no name of its own.
+#[must_use]
+pub fn fresh_trace() -> TraceId {
+    let mut id = [0; 16];
+    let (first, second) = id.split_at_mut(8);
+    first.copy_from_slice(&fresh_span().to_bytes());
+    second.copy_from_slice(&fresh_span().to_bytes());
+    TraceId(id)
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {

@@ -1,4 +1,5 @@
-//! The wire contract of Emberline: the types generated from `proto/emberline/v1/*.proto`.
+//! The wire contract of Emberline: the types generated from `proto/emberline/v1/*.proto`, and those of
+//! the public inference protocol from `proto/inference/v2/*.proto`.
 //!
 //! This crate has no logic. Wire types stay at the wire: handlers turn them into domain types
 //! (`emberline_common`) at the border and never hand them on.
@@ -7,6 +8,13 @@
 #[allow(missing_docs, clippy::all, clippy::pedantic)]
 pub mod v1 {
     tonic::include_proto!("emberline.v1");
+}
+
+/// The Open Inference Protocol, version 2. The documentation of each item is the comment in its
+/// `.proto` file.
+#[allow(missing_docs, clippy::all, clippy::pedantic)]
+pub mod inference {
+    tonic::include_proto!("inference");
 }
 
 /// The encoded descriptors of every proto here, for gRPC reflection.

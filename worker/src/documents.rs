@@ -151,6 +151,42 @@ pub struct ModelDocument {
     pub history: Vec<EpochMetrics>,
     /// The SHA-256 of the weights file.
     pub weights_sha256: String,
+    /// What it was trained on looked like, to compare what it is asked with. Models of before this was
+    /// noted have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<Reference>,
+}
+
+/// What a model was trained on, in counts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Reference {
+    /// By column.
+    pub columns: Vec<ReferenceColumn>,
+    /// The model's own predictions, in the bins of `emberline_common::serving`: of the validation part,
+    /// or, where there is none, of the train part.
+    pub predictions: Vec<u64>,
+}
+
+/// One column of what a model was trained on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ReferenceColumn {
+    /// Its name; of images the column of bytes, or `image` for all the pixels' columns together.
+    pub name: String,
+    /// How its values are told apart.
+    pub bins: ReferenceBins,
+    /// Rows of the train part by bin.
+    pub counts: Vec<u64>,
+}
+
+/// How the values of a column are told apart.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReferenceBins {
+    /// By number: a value is in the bin of the first of these that it is not above, and in one more
+    /// bin if it is above all of them. Of an image it is the mean of its pixels.
+    Edges(Vec<f64>),
+    /// By text: a bin each, and one more for all others.
+    Texts(Vec<String>),
 }
 
 /// One raw column that a model takes.

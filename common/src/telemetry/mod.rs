@@ -39,7 +39,7 @@ use thiserror::Error;
 use tokio::{runtime::Handle, sync::mpsc, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-use crate::trace::RunTrace;
+use crate::trace::{RunTrace, TraceId};
 use background::Background;
 use outlet::{Inlet, export_all, inlet};
 use settings::Settings;
@@ -231,8 +231,15 @@ impl Telemetry {
     /// is set up in the same way.
     #[must_use]
     pub fn samples(&self, run: &RunTrace) -> bool {
+        self.takes(run.trace, run.sampled)
+    }
+
+    /// Whether the spans of this trace are exported, given whether whoever began it records it, if
+    /// that was said.
+    #[must_use]
+    pub fn takes(&self, trace: TraceId, recorded: Option<bool>) -> bool {
         let sampling = self.0.as_ref().filter(|inner| inner.spans.is_some());
-        sampling.is_some_and(|inner| inner.sampling.takes(run.trace, run.sampled))
+        sampling.is_some_and(|inner| inner.sampling.takes(trace, recorded))
     }
 
     /// Hands over a span that has ended. Never waits.

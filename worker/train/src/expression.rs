@@ -82,17 +82,17 @@ impl Expression {
 
     /// Its value for each row; `columns` are in the order of [`Self::columns`].
     #[must_use]
-    pub fn evaluate(&self, columns: &[Vec<f64>], rows: usize) -> Vec<f64> {
+    pub fn evaluate(&self, columns: &[impl AsRef<[f64]>], rows: usize) -> Vec<f64> {
         (0..rows)
             .map(|row| value(&self.root, columns, row))
             .collect()
     }
 }
 
-fn value(node: &Node, columns: &[Vec<f64>], row: usize) -> f64 {
+fn value(node: &Node, columns: &[impl AsRef<[f64]>], row: usize) -> f64 {
     match node {
         Node::Number(number) => *number,
-        Node::Column(index) => columns[*index][row],
+        Node::Column(index) => columns[*index].as_ref()[row],
         Node::Negative(inner) => -value(inner, columns, row),
         Node::Binary(operator, left, right) => {
             let (left, right) = (value(left, columns, row), value(right, columns, row));

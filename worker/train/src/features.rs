@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     columns::Columns,
+    encode::{EncodeError, Encoder, derived_values},
     error::TrainError,
     expression::Expression,
     images,
@@ -200,17 +201,7 @@ impl Preprocessing {
     /// # Errors
     /// If a column is missing, of another type, or has a value that cannot be used.
     pub fn apply(&self, table: &Columns<'_>) -> Result<Applied, TrainError> {
-        match &self.features {
-            Features::Table { columns } => apply_table(columns, table),
-            Features::Image {
-                shape,
-                max_value,
-                source,
-            } => Ok(Applied {
-                matrix: apply_image(*shape, *max_value, source, table)?,
-                unknown_categories: BTreeMap::new(),
-            }),
-        }
+        Ok(Encoder::new(&self.features)?.encode(table)?)
     }
 
     /// Numbers a row.
@@ -321,35 +312,8 @@ fn feature_names(table: &Columns<'_>, spec: &TrainSpec) -> Result<Vec<String>, T
     Ok(names)
 }
 
-fn parse_derived(name: &str, text: &str) -> Result<Expression, TrainError> {
+pub(crate) fn parse_derived(name: &str, text: &str) -> Result<Expression, TrainError> {
     Expression::parse(text).map_err(|e| TrainError::Spec(format!("`derived.{name}` {e}")))
-}
-
-fn derived_values(
-    name: &str,
-    text: &str,
-    table: &Columns<'_>,
-    label: Option<&str>,
-) -> Result<Vec<f64>, TrainError> {
-    let expression = parse_derived(name, text)?;
-    if let Some(label) = label.filter(|label| expression.columns().iter().any(|c| c == label)) {
-        return Err(TrainError::Spec(format!(
-            "`derived.{name}` uses the label `{label}`: a model must not see what it is to predict"
-        )));
-    }
-    let columns = expression
-        .columns()
-        .iter()
-        .map(|column| table.numbers(column))
-        .collect::<Result<Vec<_>, _>>()?;
-    let values = expression.evaluate(&columns, table.rows());
-    if let Some(row) = values.iter().position(|v| !v.is_finite()) {
-        return Err(TrainError::Data(format!(
-            "the derived feature `{name}` ({text}) is {} in row {row}: a model takes finite numbers only",
-            values[row]
-        )));
-    }
-    Ok(values)
 }
 
 impl Features {
@@ -387,7 +351,14 @@ impl Features {
             });
         }
         for (name, expression) in &spec.derived {
-            let values = derived_values(name, expression, table, Some(&spec.label))?;
+            let parsed = parse_derived(name, expression)?;
+            if parsed.columns().contains(&spec.label) {
+                return Err(TrainError::Spec(format!(
+                    "`derived.{name}` uses the label `{}`: a model must not see what it is to predict",
+                    spec.label
+                )));
+            }
+            let values = derived_values(name, expression, &parsed, table)?;
             let (mean, deviation) = mean_and_deviation(&values);
             columns.push(Encoding::Derived {
                 name: name.clone(),
@@ -403,125 +374,6 @@ impl Features {
         }
         Ok(Self::Table { columns })
     }
-}
-
-/// Networks compute in single precision, whose range is smaller than that of a column.
-fn too_large(name: &str, value: f64, row: usize) -> TrainError {
-    TrainError::Data(format!(
-        "`{name}` is {value:e} in row {row} (counted from 0): too large to compute with; remove or replace it in `convert`"
-    ))
-}
-
-fn apply_table(columns: &[Encoding], table: &Columns<'_>) -> Result<Applied, TrainError> {
-    let rows = table.rows();
-    let widths: Vec<usize> = columns
-        .iter()
-        .map(|c| match c {
-            Encoding::OneHot { categories, .. } => categories.len(),
-            _ => 1,
-        })
-        .collect();
-    let cols: usize = widths.iter().sum();
-    let mut data = vec![0.0; rows * cols];
-    let mut unknown_categories = BTreeMap::new();
-    let mut offset = 0;
-    for (encoding, width) in columns.iter().zip(&widths) {
-        let mut standardise = |name: &str, values: &[f64], mean: f64, deviation: f64| {
-            for (row, value) in values.iter().enumerate() {
-                let number = ((value - mean) / deviation) as f32;
-                if !number.is_finite() {
-                    return Err(too_large(name, *value, row));
-                }
-                data[row * cols + offset] = number;
-            }
-            Ok(())
-        };
-        match encoding {
-            Encoding::Standardised {
-                column,
-                mean,
-                deviation,
-            } => standardise(column, &table.numbers(column)?, *mean, *deviation)?,
-            Encoding::Derived {
-                name,
-                expression,
-                mean,
-                deviation,
-            } => {
-                let values = derived_values(name, expression, table, None)?;
-                standardise(name, &values, *mean, *deviation)?;
-            }
-            Encoding::OneHot { column, categories } => {
-                let places: HashMap<&str, usize> = categories
-                    .iter()
-                    .enumerate()
-                    .map(|(i, c)| (c.as_str(), i))
-                    .collect();
-                let mut unknown = 0;
-                for (row, text) in table.texts(column)?.into_iter().enumerate() {
-                    match places.get(text) {
-                        Some(place) => data[row * cols + offset + place] = 1.0,
-                        None => unknown += 1,
-                    }
-                }
-                if unknown > 0 {
-                    unknown_categories.insert(column.clone(), unknown);
-                }
-            }
-        }
-        offset += width;
-    }
-    Ok(Applied {
-        matrix: Matrix { rows, cols, data },
-        unknown_categories,
-    })
-}
-
-fn apply_image(
-    shape: [usize; 3],
-    max_value: f64,
-    source: &ImageSource,
-    table: &Columns<'_>,
-) -> Result<Matrix, TrainError> {
-    let rows = table.rows();
-    let cols: usize = shape.iter().product();
-    let mut data = Vec::with_capacity(rows * cols);
-    match source {
-        ImageSource::Column(column) => {
-            for (row, bytes) in table.bytes(column)?.into_iter().enumerate() {
-                if bytes.len() != cols {
-                    return Err(TrainError::Data(format!(
-                        "the image in column `{column}`, row {row}, has {} bytes, but {cols} are expected ({} channels × {} × {})",
-                        bytes.len(),
-                        shape[0],
-                        shape[1],
-                        shape[2]
-                    )));
-                }
-                let pixels = bytes.iter().map(|b| f64::from(*b));
-                images::append_image(pixels, shape, max_value, &mut data);
-            }
-        }
-        ImageSource::Pixels(columns) => {
-            let columns = columns
-                .iter()
-                .map(|column| table.numbers(column))
-                .collect::<Result<Vec<_>, _>>()?;
-            for row in 0..rows {
-                let pixels = columns.iter().map(|column| column[row]);
-                images::append_image(pixels, shape, max_value, &mut data);
-            }
-            if let Some(at) = data.iter().position(|pixel| !pixel.is_finite()) {
-                let row = at / cols;
-                let largest = columns
-                    .iter()
-                    .map(|column| column[row])
-                    .max_by(|a, b| a.abs().total_cmp(&b.abs()));
-                return Err(too_large("a pixel", largest.unwrap_or(f64::NAN), row));
-            }
-        }
-    }
-    Ok(Matrix { rows, cols, data })
 }
 
 /// The classes of a label column as text, row by row.
@@ -696,7 +548,11 @@ impl Label {
                     .collect();
                 match scaled.iter().position(|v| !v.is_finite()) {
                     None => Ok(Targets::Values(scaled)),
-                    Some(row) => Err(too_large(column, values[row], row)),
+                    Some(row) => Err(TrainError::from(EncodeError::TooLarge {
+                        name: column.clone(),
+                        value: values[row],
+                        row,
+                    })),
                 }
             }
         }

@@ -7,6 +7,7 @@ pub mod backend;
 pub mod batches;
 pub mod checkpoint;
 pub mod columns;
+pub mod encode;
 pub mod error;
 pub mod evaluate;
 pub mod expression;
@@ -20,6 +21,7 @@ pub mod model;
 pub mod network;
 pub mod optimizer;
 pub mod random;
+pub mod reference;
 pub mod schedule;
 pub mod train;
 

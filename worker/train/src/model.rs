@@ -18,9 +18,11 @@ use crate::{
     backend::Compute,
     checkpoint::Checkpoint,
     columns::Columns,
+    encode::Encoder,
     error::TrainError,
     features::{Label, Preprocessing},
     fit::{self, Watcher},
+    matrix::Matrix,
     network::{Network, Shape},
 };
 
@@ -32,6 +34,7 @@ pub const FORMAT: u32 = 1;
 pub struct Model {
     document: ModelDocument,
     preprocessing: Preprocessing,
+    encoder: Encoder,
     network: Network,
     device: Device,
 }
@@ -59,6 +62,28 @@ pub struct Predicted {
     pub unknown_categories: BTreeMap<String, u64>,
 }
 
+impl Label {
+    /// What a network's outputs say of rows.
+    #[must_use]
+    pub fn predictions(&self, outputs: &Matrix) -> Predictions {
+        match self {
+            Self::Classes { classes, .. } => Predictions::Probabilities {
+                classes: classes.len(),
+                values: fit::softmax(outputs),
+            },
+            Self::Value {
+                mean, deviation, ..
+            } => Predictions::Values(
+                outputs
+                    .data
+                    .iter()
+                    .map(|v| f64::from(*v) * deviation + mean)
+                    .collect(),
+            ),
+        }
+    }
+}
+
 impl Model {
     /// Loads a model from a directory, on the CPU.
     ///
@@ -77,7 +102,19 @@ impl Model {
             let path = dir.join(name);
             std::fs::read(&path).map_err(|e| TrainError::io("read", &path, e))
         };
-        let document: ModelDocument = serde_json::from_slice(&read(MODEL_FILE)?)
+        Self::from_parts(&read(MODEL_FILE)?, read(WEIGHTS_FILE)?, compute)
+    }
+
+    /// A model from what its two files hold, on a device.
+    ///
+    /// # Errors
+    /// If one is damaged, of another version, or the two do not belong together.
+    pub fn from_parts(
+        document: &[u8],
+        weights: Vec<u8>,
+        compute: &Compute,
+    ) -> Result<Self, TrainError> {
+        let document: ModelDocument = serde_json::from_slice(document)
             .map_err(|e| TrainError::Model(format!("`{MODEL_FILE}`: {e}")))?;
         if document.format != FORMAT {
             return Err(TrainError::Model(format!(
@@ -92,14 +129,14 @@ impl Model {
             .map_err(|e| own("preprocessing", e))?;
         let shape: Shape =
             serde_json::from_value(document.network.clone()).map_err(|e| own("network", e))?;
-        if shape.inputs() != preprocessing.width() {
+        let encoder = Encoder::new(&preprocessing.features)?;
+        if shape.inputs() != encoder.width() {
             return Err(TrainError::Model(format!(
                 "`{MODEL_FILE}`: the preprocessing gives {} numbers, the network takes {}",
-                preprocessing.width(),
+                encoder.width(),
                 shape.inputs()
             )));
         }
-        let weights = read(WEIGHTS_FILE)?;
         if Digest::of(&weights).to_string() != document.weights_sha256 {
             return Err(TrainError::Model(format!(
                 "`{WEIGHTS_FILE}` is not the file that `{MODEL_FILE}` was written with"
@@ -109,6 +146,7 @@ impl Model {
             network: shape.load(weights, &compute.device)?,
             document,
             preprocessing,
+            encoder,
             device: compute.device.clone(),
         })
     }
@@ -117,6 +155,12 @@ impl Model {
     #[must_use]
     pub const fn document(&self) -> &ModelDocument {
         &self.document
+    }
+
+    /// How raw columns become numbers, and the label targets.
+    #[must_use]
+    pub const fn preprocessing(&self) -> &Preprocessing {
+        &self.preprocessing
     }
 
     /// How the label becomes targets.
@@ -138,27 +182,27 @@ impl Model {
         table: &Table,
         watcher: &dyn Watcher,
     ) -> Result<Predicted, TrainError> {
-        let applied = self.preprocessing.apply(&Columns::new(table))?;
+        let applied = self.encoder.encode(&Columns::new(table))?;
         let outputs = fit::predict(&self.network, &applied.matrix, &self.device, watcher)?;
-        let predictions = match &self.preprocessing.label {
-            Label::Classes { classes, .. } => Predictions::Probabilities {
-                classes: classes.len(),
-                values: fit::softmax(&outputs),
-            },
-            Label::Value {
-                mean, deviation, ..
-            } => Predictions::Values(
-                outputs
-                    .data
-                    .iter()
-                    .map(|v| f64::from(*v) * deviation + mean)
-                    .collect(),
-            ),
-        };
         Ok(Predicted {
-            predictions,
+            predictions: self.preprocessing.label.predictions(&outputs),
             unknown_categories: applied.unknown_categories,
         })
+    }
+
+    /// What makes numbers of raw columns for it.
+    #[must_use]
+    pub const fn encoder(&self) -> &Encoder {
+        &self.encoder
+    }
+
+    /// What the network gives for rows that were encoded: computing only. What it means,
+    /// [`Label::predictions`] knows.
+    ///
+    /// # Errors
+    /// If the backend fails.
+    pub fn forward(&self, rows: &Matrix) -> Result<Matrix, TrainError> {
+        fit::predict(&self.network, rows, &self.device, &Unwatched)
     }
 }
 
@@ -178,7 +222,7 @@ pub fn save(dir: &Path, document: &ModelDocument, weights: &[u8]) -> Result<(), 
 }
 
 /// Nobody asks it to stop.
-struct Unwatched;
+pub(crate) struct Unwatched;
 
 impl Watcher for Unwatched {
     fn stop(&self) -> Option<StopReason> {

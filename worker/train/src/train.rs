@@ -19,7 +19,7 @@ use emberline_common::{
 use emberline_data::table::Table;
 use emberline_worker::{
     StageSpan,
-    documents::{EpochMetrics, ModelDocument},
+    documents::{EpochMetrics, ModelDocument, Reference, ReferenceColumn},
     stage::{
         Input, Produced, ProducedContent, Stage, StageContext, StageError, StageOutput, StopReason,
     },
@@ -33,10 +33,11 @@ use crate::{
     columns::Columns,
     error::TrainError,
     features::{Features, Preprocessing},
-    fit::{Fitted, Job, Watcher, fit},
-    matrix::{Examples, Targets},
-    model,
+    fit::{self, Fitted, Job, Watcher, fit},
+    matrix::{Examples, Matrix, Targets},
+    model::{self, Unwatched},
     network::Shape,
+    reference,
 };
 
 /// The stage kind `train`.
@@ -101,6 +102,7 @@ impl Stage for Train {
             device: &compute.device,
         };
         let fitted = fit(&job, resume(ctx, &subject)?, &watcher)?;
+        let reference = reference(&prepared, &compute, &fitted)?;
         if fitted.stopped_early {
             ctx.log(format!(
                 "stopped early after epoch {}: epoch {} was the best",
@@ -108,7 +110,7 @@ impl Stage for Train {
                 fitted.best_epoch
             ));
         }
-        write(ctx, &prepared, &shape, &compute, &fitted)
+        write(ctx, &prepared, &shape, &compute, &fitted, reference)
     }
 }
 
@@ -116,6 +118,7 @@ impl Stage for Train {
 struct Prepared {
     preprocessing: Preprocessing,
     inputs: Vec<emberline_worker::documents::ModelInput>,
+    reference: Vec<ReferenceColumn>,
     train: Examples,
     validation: Option<Examples>,
     class_weights: Vec<f32>,
@@ -132,6 +135,7 @@ fn prepare(
     let preprocessing = Preprocessing::learn(&columns, spec)?;
     let train = examples(&preprocessing, &table, "train")?;
     let inputs = preprocessing.inputs(&columns)?;
+    let reference = reference::columns(&preprocessing, &columns)?;
     drop(table);
     let validation = match validation_input {
         None => None,
@@ -160,6 +164,7 @@ fn prepare(
     Ok(Prepared {
         preprocessing,
         inputs,
+        reference,
         train,
         validation,
         class_weights,
@@ -277,12 +282,43 @@ fn resume(ctx: &StageContext, subject: &str) -> Result<Option<Checkpoint>, Stage
     }
 }
 
+/// The most rows whose predictions are counted: a convolutional network takes its time for each.
+const REFERENCE_ROWS: usize = 2000;
+
+/// What the model was trained on looks like, and what it says of rows that it did not learn from, if
+/// there are any.
+fn reference(
+    prepared: &Prepared,
+    compute: &Compute,
+    fitted: &Fitted,
+) -> Result<Reference, StageError> {
+    let examples = prepared.validation.as_ref().unwrap_or(&prepared.train);
+    let all = &examples.inputs;
+    let every = all.rows.div_ceil(REFERENCE_ROWS).max(1);
+    let mut rows = Matrix {
+        cols: all.cols,
+        ..Matrix::default()
+    };
+    for row in (0..all.rows).step_by(every) {
+        rows.data.extend_from_slice(all.row(row));
+        rows.rows += 1;
+    }
+    // Not to be stopped: what was learned would be lost, and it takes less than an epoch.
+    let outputs = fit::predict(&fitted.network, &rows, &compute.device, &Unwatched)?;
+    let predictions = prepared.preprocessing.label.predictions(&outputs);
+    Ok(reference::reference(
+        prepared.reference.clone(),
+        &predictions,
+    ))
+}
+
 fn write(
     ctx: &StageContext,
     prepared: &Prepared,
     shape: &Shape,
     compute: &Compute,
     fitted: &Fitted,
+    reference: Reference,
 ) -> Result<StageOutput, StageError> {
     let label = &prepared.preprocessing.label;
     let as_json = |value: Result<Value, serde_json::Error>| {
@@ -317,6 +353,7 @@ fn write(
         best_epoch: fitted.best_epoch,
         history: fitted.history.clone(),
         weights_sha256: Digest::of(&fitted.weights).to_string(),
+        reference: Some(reference),
     };
     let name = artifact_name("model")?;
     let dir = ctx.output_dir(&name)?;

@@ -86,7 +86,11 @@ impl BuiltinKind {
     /// Part of every cache key of this kind.
     #[must_use]
     pub const fn version(self) -> u32 {
-        1
+        match self {
+            // 2: the model's document has a reference.
+            Self::Train => 2,
+            _ => 1,
+        }
     }
 }
 

@@ -1,0 +1,118 @@
+//! What answers a request, by its path: the two gRPC services, health and reflection, REST, metrics.
+
+use std::{convert::Infallible, sync::Arc};
+
+use emberline_common::telemetry::{METRICS_PATH, metrics_page};
+use emberline_proto::{
+    inference::grpc_inference_service_server::{self, GrpcInferenceServiceServer},
+    v1::feedback_service_server::{self, FeedbackServiceServer},
+};
+use futures::{FutureExt as _, future::BoxFuture};
+use http::{Request, Response};
+use hyper::body::Incoming;
+use tonic::{body::Body, service::Routes};
+use tonic_health::ServingStatus;
+use tower_service::Service;
+
+use crate::{
+    body::Metered,
+    grpc::{Feedback, Inference},
+    rest,
+    server::Inner,
+};
+
+/// Answers everything on the port. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct HttpService {
+    inner: Arc<Inner>,
+    inference: GrpcInferenceServiceServer<Inference>,
+    feedback: FeedbackServiceServer<Feedback>,
+    /// Health and reflection, and the answer to calls of what is not there.
+    others: Routes,
+}
+
+impl HttpService {
+    /// And what tells its health whenever that changes.
+    pub fn new(inner: &Arc<Inner>) -> (Self, impl Future<Output = ()> + Send + use<>) {
+        let most = inner.config.limits.max_request_bytes;
+        let inference = Inference(Arc::clone(inner));
+        let feedback = Feedback(Arc::clone(inner));
+        let (reporter, health) = tonic_health::server::health_reporter();
+        let mut routes = Routes::builder();
+        routes.add_service(health);
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(emberline_proto::FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        match (reflection().build_v1(), reflection().build_v1alpha()) {
+            (Ok(v1), Ok(v1alpha)) => {
+                routes.add_service(v1);
+                routes.add_service(v1alpha);
+            }
+            (Err(error), _) | (_, Err(error)) => {
+                tracing::error!(%error, "reflection is not served");
+            }
+        }
+        let service = Self {
+            inner: Arc::clone(inner),
+            inference: GrpcInferenceServiceServer::new(inference).max_decoding_message_size(most),
+            feedback: FeedbackServiceServer::new(feedback).max_decoding_message_size(most),
+            others: routes.routes().prepare(),
+        };
+        let mut ready = inner.watch_ready();
+        let telling = async move {
+            loop {
+                let status = match *ready.borrow_and_update() {
+                    true => ServingStatus::Serving,
+                    false => ServingStatus::NotServing,
+                };
+                for name in ["", grpc_inference_service_server::SERVICE_NAME] {
+                    reporter.set_service_status(name, status).await;
+                }
+                if ready.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        (service, telling)
+    }
+}
+
+impl hyper::service::Service<Request<Incoming>> for HttpService {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let request = request.map(|body| Metered::new(body, &self.inner.budget));
+        let path = request.uri().path();
+        let service = path
+            .strip_prefix('/')
+            .and_then(|path| path.split('/').next());
+        match service {
+            Some(grpc_inference_service_server::SERVICE_NAME) => {
+                self.inference.clone().call(request)
+            }
+            Some(feedback_service_server::SERVICE_NAME) => self.feedback.clone().call(request),
+            Some("v2") => {
+                let inner = Arc::clone(&self.inner);
+                async move { Ok(rest::answer(&inner, request).await) }.boxed()
+            }
+            _ if path == METRICS_PATH => {
+                let page = metrics_page(&self.inner.config.telemetry, request.method());
+                std::future::ready(Ok(page.map(Body::new))).boxed()
+            }
+            _ => {
+                let kind = request.headers().get(http::header::CONTENT_TYPE);
+                let is_grpc =
+                    kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+                if is_grpc {
+                    self.others.clone().call(request.map(Body::new)).boxed()
+                } else {
+                    std::future::ready(Ok(rest::no_such_page(path))).boxed()
+                }
+            }
+        }
+    }
+}
