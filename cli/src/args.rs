@@ -175,6 +175,12 @@ pub enum Command {
         /// Workers to start.
         #[arg(long, default_value_t = 2)]
         workers: u32,
+        /// Where the first of them serves models; loopback only. By default ten ports above `--listen`.
+        #[arg(long, value_name = "HOST:PORT")]
+        serve: Option<String>,
+        /// The one environment whose models it serves.
+        #[arg(long, default_value = "production", value_name = "NAME")]
+        environment: String,
     },
     /// Write a starter pipeline that runs as it is.
     Init {
@@ -607,6 +613,28 @@ pub struct WorkerArguments {
     /// Serve the worker's metrics there, for Prometheus, under `/metrics`.
     #[arg(long, env = "EMBERLINE_METRICS_LISTEN", value_name = "HOST:PORT")]
     pub metrics_listen: Option<String>,
+    /// Serve models there, over gRPC and HTTP. Other than loopback it needs `--insecure`.
+    #[arg(long, env = "EMBERLINE_SERVE", value_name = "HOST:PORT")]
+    pub serve: Option<String>,
+    /// Where clients reach the models that it serves; by default where it listens.
+    #[arg(
+        long,
+        env = "EMBERLINE_SERVE_ADVERTISE",
+        value_name = "HOST:PORT",
+        requires = "serve"
+    )]
+    pub serve_advertise: Option<String>,
+    /// The one environment whose models it serves.
+    #[arg(
+        long,
+        env = "EMBERLINE_ENVIRONMENT",
+        default_value = "production",
+        value_name = "NAME"
+    )]
+    pub environment: String,
+    /// Serve others than this machine, although there is neither TLS nor a token.
+    #[arg(long)]
+    pub insecure: bool,
 }
 
 /// What to do with the cluster.

@@ -44,7 +44,7 @@ impl Cluster {
         }
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let events = arguments.events.config()?;
-        let start = || EmbeddedCluster::start(arguments, events.clone(), listen, workers);
+        let start = || EmbeddedCluster::start(arguments, events.clone(), listen, workers, None);
         match start().await {
             Ok(cluster) => Self::of(cluster).await,
             Err(StartError::Failed(e)) => {

@@ -13,13 +13,18 @@ use std::{
 };
 
 use anyhow::Context as _;
-use emberline_common::{artifact::ArtifactStore, ids::WorkerName, resources::Resources};
+use emberline_common::{
+    artifact::ArtifactStore,
+    ids::{EnvironmentName, WorkerName},
+    resources::Resources,
+};
 use emberline_coordinator::{
     Coordinator, CoordinatorConfig,
     engine::api::EngineConfig,
     events::EventsConfig,
     store::{StoreError, embedded::EmbeddedStore},
 };
+use emberline_serve::{InferenceServer, ServeConfig};
 use emberline_worker::{RunningWorker, Worker, WorkerConfig, stage::Stage};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
@@ -76,10 +81,20 @@ impl<E: Into<anyhow::Error>> From<E> for StartError {
     }
 }
 
+/// Where the first worker serves models, and which.
+#[derive(Debug, Clone)]
+pub struct ServeModels {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// The one environment.
+    pub environment: EnvironmentName,
+}
+
 /// A coordinator and workers in this process.
 pub struct EmbeddedCluster {
     coordinator: Coordinator,
     workers: Vec<RunningWorker>,
+    models: Option<SocketAddr>,
     state_dir: PathBuf,
 }
 
@@ -93,6 +108,7 @@ impl EmbeddedCluster {
         events: EventsConfig,
         listen: SocketAddr,
         workers: u32,
+        serve: Option<ServeModels>,
     ) -> Result<Self, StartError> {
         let state_dir = &arguments.state_dir;
         std::fs::create_dir_all(state_dir).with_context(|| {
@@ -135,6 +151,7 @@ impl EmbeddedCluster {
         let mut cluster = Self {
             coordinator,
             workers: Vec::new(),
+            models: None,
             state_dir,
         };
         for number in 1..=workers {
@@ -144,8 +161,18 @@ impl EmbeddedCluster {
                 cache_bytes: arguments.cache_size.0,
                 ..config
             };
-            let worker = Worker::builder(config).stages(all_stages()).start().await?;
-            cluster.workers.push(worker);
+            let name = config.name.clone();
+            let mut worker = Worker::builder(config).stages(all_stages());
+            if let Some(serve) = serve.as_ref().filter(|_| number == 1) {
+                let config = ServeConfig {
+                    telemetry: telemetry::get(),
+                    ..ServeConfig::new(&serve.listen.to_string(), serve.environment.clone(), name)
+                };
+                let server = InferenceServer::start(config).await?;
+                cluster.models = Some(server.address());
+                worker = worker.serving(Arc::new(server));
+            }
+            cluster.workers.push(worker.start().await?);
         }
         cluster.workers_ready().await?;
         ClusterFile {
@@ -190,6 +217,11 @@ impl EmbeddedCluster {
     /// Where the coordinator serves.
     pub fn address(&self) -> SocketAddr {
         self.coordinator.address()
+    }
+
+    /// Where models are served, if anywhere.
+    pub const fn models_address(&self) -> Option<SocketAddr> {
+        self.models
     }
 
     /// Resolves when the coordinator has stopped by itself, with why.

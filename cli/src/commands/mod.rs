@@ -60,7 +60,18 @@ pub async fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
         Command::Workers(command) => workers::workers(&cluster, command, quiet, format).await,
         Command::Coordinator(how) => coordinator::coordinator(*how, &cluster.events, quiet).await,
         Command::Worker(how) => worker::worker(&cluster, &how, quiet).await,
-        Command::Dev { listen, workers } => dev::dev(&cluster, &listen, workers, quiet).await,
+        Command::Dev {
+            listen,
+            workers,
+            serve,
+            environment,
+        } => {
+            let serve = dev::Serve {
+                listen: serve.as_deref(),
+                environment: &environment,
+            };
+            dev::dev(&cluster, &listen, workers, serve, quiet).await
+        }
         Command::Init {
             directory,
             template,

@@ -1,10 +1,12 @@
 //! How a deployment comes into service: `deployments watch` and `approve`, and what `show` tells of it.
 
+use std::time::Duration;
+
 use emberline_common::serving::VersionStats;
 use emberline_proto::v1::{
-    ApproveDeploymentRequest, DeploymentOutcome, DeploymentView, ReplicaView, RolloutView,
-    ServingView, Traffic, TrafficKind, VersionState, VersionStats as Counted,
-    WatchDeploymentRequest,
+    ApproveDeploymentRequest, DeploymentOutcome, DeploymentView, ListDeploymentsRequest,
+    ReplicaView, RolloutView, ServingView, Traffic, TrafficKind, VersionState,
+    VersionStats as Counted, WatchDeploymentRequest,
 };
 use serde_json::{Value, json};
 
@@ -20,6 +22,8 @@ use crate::{
     reopen::Reopen,
 };
 
+/// How long a run waits for a deployment that it has begun.
+const BEGINS_WITHIN: Duration = Duration::from_secs(20);
 /// Columns whose drift is shown to people.
 const SHOWN_COLUMNS: usize = 5;
 
@@ -68,6 +72,46 @@ pub async fn watch(
             Err(Exit::new(RUN_FAILED, text).into())
         }
     }
+}
+
+/// Waits until the deployments that a run has begun are loaded by whoever serves them, and says where
+/// they are. Most are live by then; what is tried first goes on without anybody who waits.
+pub async fn until_begun(cluster: &Cluster, run: &str, quiet: bool) -> anyhow::Result<()> {
+    let request = ListDeploymentsRequest {
+        page_size: 100,
+        ..ListDeploymentsRequest::default()
+    };
+    let mut deployments = cluster.deployments();
+    let newest = deployments.list_deployments(request).await?.into_inner();
+    let coming = newest
+        .deployments
+        .into_iter()
+        .filter(|d| d.run == run && d.outcome() == DeploymentOutcome::InProgress);
+    for deployment in coming {
+        let request = WatchDeploymentRequest {
+            deployment: deployment.deployment.clone(),
+        };
+        let mut last = deployment;
+        let watched = async {
+            let mut changes = (deployments.watch_deployment(request).await?).into_inner();
+            while let Some(change) = changes.message().await? {
+                last = change.deployment.unwrap_or_default();
+                let phase = last.rollout.as_ref().map(|rollout| rollout.phase.as_str());
+                if phase != Some("preparing") {
+                    break;
+                }
+            }
+            Ok::<_, tonic::Status>(())
+        };
+        // It goes on by itself: whether anybody sees it is no matter of the run.
+        if let Ok(Err(status)) = tokio::time::timeout(BEGINS_WITHIN, watched).await {
+            tracing::debug!(%status, "a deployment could not be followed");
+        }
+        if !quiet {
+            output::line(line(&last))?;
+        }
+    }
+    Ok(())
 }
 
 /// Says yes.

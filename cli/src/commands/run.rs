@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::StreamExt as _;
 use tonic::{Code, Status};
 
-use super::{change, submission, tell::tell};
+use super::{change, rollouts, submission, tell::tell};
 use crate::{
     args::{
         CauseArguments, ClusterArguments, Format, LeaveArguments, RunArguments, SubmitArguments,
@@ -107,6 +107,10 @@ async fn submit_and_follow(
         }
     };
     let followed = follow(cluster, &id, quiet).await?;
+    let state = followed.summary.as_ref().map(|s| s.state());
+    if state == Some(RunState::Succeeded) && !cluster.is_ours() {
+        rollouts::until_begun(cluster, &id, quiet || format == Format::Json).await?;
+    }
     let reports = arguments.state_dir.join("reports");
     let outcome = tell(cluster, &followed, Some(&reports), quiet, format).await;
     if cluster.is_ours() {

@@ -1,10 +1,18 @@
 //! `worker`: one of a cluster's workers, until it is told to stop.
 
-use std::{collections::BTreeMap, fs::File, ops::RangeInclusive, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap, fs::File, net::IpAddr, ops::RangeInclusive, path::Path, sync::Arc,
+    time::Duration,
+};
 
 use emberline_common::{
-    address::coordinator_url, ids::WorkerName, labels, resources::Resources, spec::DurationText,
+    address::coordinator_url,
+    ids::{EnvironmentName, WorkerName},
+    labels,
+    resources::Resources,
+    spec::DurationText,
 };
+use emberline_serve::{InferenceServer, ServeConfig};
 use emberline_worker::{RunningWorker, Worker, WorkerConfig, WorkerError};
 use rustix::{
     fs::{FlockOperation, flock},
@@ -34,7 +42,21 @@ pub async fn worker(
     let mut interrupt = signal(SignalKind::interrupt())?;
     let _lock = lock(&cluster.state_dir)?;
     let name = config.name.clone();
-    let worker = Worker::builder(config).stages(all_stages()).start().await;
+    let serve = serve(&config, arguments)?;
+    let mut worker = Worker::builder(config).stages(all_stages());
+    if let Some(config) = serve {
+        let server = InferenceServer::start(config).await;
+        let server = server.map_err(|e| Exit::cluster(e.to_string()))?;
+        if !quiet {
+            output::line(format!(
+                "worker {name} serves models of {} on http://{}",
+                arguments.environment,
+                server.address()
+            ))?;
+        }
+        worker = worker.serving(Arc::new(server));
+    }
+    let worker = worker.start().await;
     let worker = worker.map_err(|e| match e {
         WorkerError::Config { .. } => Exit::input(e.to_string()),
         WorkerError::StateDir { .. } | WorkerError::Metrics { .. } => Exit::cluster(e.to_string()),
@@ -176,6 +198,35 @@ fn config(cluster: &ClusterArguments, arguments: &WorkerArguments) -> Result<Wor
         metrics_listen: arguments.metrics_listen.clone(),
         ..WorkerConfig::default()
     })
+}
+
+/// Where it serves models, if it does.
+fn serve(config: &WorkerConfig, arguments: &WorkerArguments) -> Result<Option<ServeConfig>, Exit> {
+    let environment = EnvironmentName::new(&arguments.environment)
+        .map_err(|e| Exit::input(format!("`--environment`: {e}")))?;
+    let Some(listen) = &arguments.serve else {
+        return Ok(None);
+    };
+    let host = listen.rsplit_once(':').map(|(host, _)| host);
+    let host = host.ok_or_else(|| Exit::input(format!("`--serve {listen}` is not `host:port`")))?;
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let is_loopback = match host.parse::<IpAddr>() {
+        Ok(address) => address.is_loopback(),
+        Err(_) => host == "localhost",
+    };
+    if !is_loopback && !arguments.insecure {
+        return Err(Exit::input(format!(
+            "`--serve {listen}` lets other machines in, and there is neither TLS nor a token: use a loopback address, or say `--insecure`"
+        )));
+    }
+    if !is_loopback {
+        tracing::warn!(%listen, "models are served to whoever can connect, without TLS or a token");
+    }
+    Ok(Some(ServeConfig {
+        advertise: arguments.serve_advertise.clone(),
+        telemetry: config.telemetry.clone(),
+        ..ServeConfig::new(listen, environment, config.name.clone())
+    }))
 }
 
 /// Two workers in one directory would remove each other's work.

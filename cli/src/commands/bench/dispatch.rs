@@ -156,7 +156,7 @@ pub(super) async fn overhead(
 async fn start(directory: &Path, workers: u32) -> anyhow::Result<Cluster> {
     let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let here = ClusterArguments::embedded(directory.join("state"), CACHE_SIZE);
-    match EmbeddedCluster::start(&here, EventsConfig::default(), listen, workers).await {
+    match EmbeddedCluster::start(&here, EventsConfig::default(), listen, workers, None).await {
         Ok(cluster) => Cluster::of(cluster).await,
         Err(StartError::Held(why)) => Err(Exit::cluster(why).into()),
         Err(StartError::Failed(e)) => Err(e),
