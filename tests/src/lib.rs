@@ -12,6 +12,7 @@ pub mod client;
 pub mod cluster;
 pub mod dev;
 pub mod etcd;
+pub mod fleet;
 pub mod git;
 pub mod history;
 pub mod http;
@@ -26,18 +27,21 @@ pub mod prometheus;
 pub mod s3;
 pub mod tcp_proxy;
 pub mod team;
+pub mod traffic;
 pub mod watched;
 
 use std::time::{Duration, Instant};
 
 pub use dev::Dev;
 pub use etcd::Etcd;
+pub use fleet::Fleet;
 pub use history::History;
 pub use http_proxy::HttpProxy;
 pub use otlp::OtlpReceiver;
 pub use place::{Call, Output, Place, Running};
 pub use s3::S3Server;
 pub use tcp_proxy::TcpProxy;
+pub use traffic::Traffic;
 
 /// Looks again and again until there is something, at most for `within`.
 ///
