@@ -1,7 +1,7 @@
 //! A model that is delivered and served: the data and the pipeline of some pumps, and what can be asked of
 //! its deployments.
 
-use std::time::Duration;
+use std::{cell::RefCell, time::Duration};
 
 use serde_json::Value;
 
@@ -23,6 +23,7 @@ pub struct Fleet {
     pub place: Place,
     /// Arguments that name the cluster; none for the embedded one.
     cluster: Vec<String>,
+    runs: RefCell<Vec<String>>,
 }
 
 impl Default for Fleet {
@@ -41,6 +42,7 @@ impl Fleet {
         Self {
             place,
             cluster: Vec::new(),
+            runs: RefCell::default(),
         }
     }
 
@@ -88,8 +90,16 @@ stages:
         self.place.write("pumps.yaml", pipeline);
         let run = self.json(&["run", "pumps.yaml", "-q"]);
         assert_eq!(run["state"], "succeeded", "{run:#}");
+        let id = run["run"].as_str().unwrap().to_owned();
+        self.runs.borrow_mut().push(id);
         let newest = self.json(&["deployments", "list", "--limit", "1"]);
         newest[0]["deployment"].as_str().unwrap().to_owned()
+    }
+
+    /// The runs that have delivered something.
+    #[must_use]
+    pub fn runs(&self) -> Vec<String> {
+        self.runs.borrow().clone()
     }
 
     /// A deployment.

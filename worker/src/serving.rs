@@ -2,7 +2,14 @@
 //! needs beside its stages. The server itself lives in a crate of its own, so that a worker of your
 //! own need not build it.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use emberline_common::{
@@ -55,6 +62,7 @@ const REPORT: Duration = Duration::from_secs(1);
 pub(crate) struct Served {
     pub server: Arc<dyn Serving>,
     plan: watch::Sender<Told>,
+    draining: AtomicBool,
 }
 
 /// What a plan means for the session.
@@ -73,7 +81,17 @@ impl Served {
             models: 0,
             shared: 0,
         });
-        Self { server, plan }
+        Self {
+            server,
+            plan,
+            draining: AtomicBool::new(false),
+        }
+    }
+
+    /// Takes no new clients, and answers those that are there.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+        self.server.drain();
     }
 
     /// Takes over a plan.
@@ -83,6 +101,10 @@ impl Served {
             models: plan.models.len(),
             shared: plan.models.iter().filter(|m| !m.peers.is_empty()).count(),
         });
+        // Others serve it now; whoever still asks here is answered until the end.
+        if plan.models.is_empty() && self.draining.load(Ordering::Relaxed) {
+            return;
+        }
         self.server.apply(plan, artifacts);
     }
 

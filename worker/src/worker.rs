@@ -235,7 +235,7 @@ impl RunningWorker {
         let board = self.runner.board.clone();
         board.drain();
         if let Some(served) = &self.served {
-            served.server.drain();
+            served.drain();
         }
         let deadline = Instant::now() + within;
         if !self.wait(deadline, Board::is_idle).await {
