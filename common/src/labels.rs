@@ -1,9 +1,9 @@
-//! Labels of workers: what stages ask for. They travel in every registration and in every status, so
-//! there is a limit to them.
+//! Labels of workers, which stages ask for, and tags of model versions, which people look for. They
+//! travel in every registration and in every answer, so there is a limit to them.
 
 use std::collections::BTreeMap;
 
-/// Labels of one worker, at most.
+/// Labels of one worker, or tags of one version, at most.
 pub const MAX_LABELS: usize = 64;
 /// Bytes of a label's key, and of its value, at most.
 pub const MAX_LABEL_BYTES: usize = 253;
@@ -13,15 +13,27 @@ pub const MAX_LABEL_BYTES: usize = 253;
 /// # Errors
 /// What is wrong with the first that is wrong, in one line.
 pub fn check(labels: &BTreeMap<String, String>) -> Result<(), String> {
+    check_named("label", labels)
+}
+
+/// Checks the tags of a model version, by the same rules.
+///
+/// # Errors
+/// What is wrong with the first that is wrong, in one line.
+pub fn check_tags(tags: &BTreeMap<String, String>) -> Result<(), String> {
+    check_named("tag", tags)
+}
+
+fn check_named(name: &str, labels: &BTreeMap<String, String>) -> Result<(), String> {
     if labels.len() > MAX_LABELS {
         return Err(format!(
-            "there are {} labels, at most {MAX_LABELS} are allowed",
+            "there are {} {name}s, at most {MAX_LABELS} are allowed",
             labels.len()
         ));
     }
     for (key, value) in labels {
         if key.is_empty() {
-            return Err("the key of a label is empty".to_owned());
+            return Err(format!("the key of a {name} is empty"));
         }
         let both = [("key", key), ("value", value)];
         for (what, text) in both {
@@ -29,14 +41,14 @@ pub fn check(labels: &BTreeMap<String, String>) -> Result<(), String> {
             let shown: String = key.chars().take(40).collect();
             if text.len() > MAX_LABEL_BYTES {
                 return Err(format!(
-                    "the {what} of label `{}` has {} bytes, at most {MAX_LABEL_BYTES} are allowed",
+                    "the {what} of {name} `{}` has {} bytes, at most {MAX_LABEL_BYTES} are allowed",
                     shown.escape_debug(),
                     text.len()
                 ));
             }
             if text.chars().any(char::is_control) {
                 return Err(format!(
-                    "the {what} of label `{}` has control characters",
+                    "the {what} of {name} `{}` has control characters",
                     shown.escape_debug()
                 ));
             }
@@ -77,6 +89,8 @@ mod tests {
             assert!(!told.contains(char::is_control), "{told}");
         }
         let many = (0..=MAX_LABELS).map(|n| (n.to_string(), String::new()));
-        assert!(check(&many.collect()).unwrap_err().contains("65 labels"));
+        let many: BTreeMap<_, _> = many.collect();
+        assert!(check(&many).unwrap_err().contains("65 labels"));
+        assert!(check_tags(&many).unwrap_err().contains("65 tags"));
     }
 }

@@ -323,7 +323,7 @@ pub struct ModelRegistration {
     pub notes: String,
 }
 
-/// One immutable version of a model.
+/// One version of a model. Only its tags and its notes ever change.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelVersion {
     /// What was registered.
@@ -331,17 +331,98 @@ pub struct ModelVersion {
     pub registration: ModelRegistration,
     /// From 1.
     pub version: u32,
-    /// The run that registered it.
+    /// Where it comes from.
+    #[serde(flatten)]
+    pub origin: Origin,
+    /// The artifacts of the run that it descends from: `task/output` to manifest.
+    #[serde(default)]
+    pub lineage: BTreeMap<String, Digest>,
+    /// The code that the run was started for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<CodeRevision>,
+    /// The version that it came after: the one that was live where it was deployed to, else the
+    /// one that its alias named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<u32>,
+    /// What people have put on it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tags: BTreeMap<String, String>,
+    /// When it was registered.
+    pub created_at: Timestamp,
+}
+
+/// Where a version of a model comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Origin {
+    /// A run of this cluster.
+    Run(MadeBy),
+    /// A bundle.
+    Bundle {
+        /// What it was where the bundle was written.
+        imported: Imported,
+    },
+}
+
+impl Origin {
+    /// The run that made it, in this cluster or in another one.
+    #[must_use]
+    pub const fn made_by(&self) -> Option<&MadeBy> {
+        match self {
+            Self::Run(made_by) => Some(made_by),
+            Self::Bundle { imported } => imported.made_by.as_ref(),
+        }
+    }
+}
+
+/// The task that registered a version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MadeBy {
+    /// The run.
     pub run: RunId,
-    /// The task that registered it.
+    /// The task.
     pub task: TaskName,
     /// The pipeline.
     pub pipeline: PipelineName,
     /// The SHA-256 of the pipeline's text.
     pub pipeline_revision: Digest,
-    /// The artifacts of the run that it descends from: `task/output` to manifest.
-    #[serde(default)]
-    pub lineage: BTreeMap<String, Digest>,
-    /// When it was registered.
+}
+
+/// What an imported version was in the registry that it was exported from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Imported {
+    /// Its model.
+    pub model: crate::ids::ModelName,
+    /// Its number.
+    pub version: u32,
+    /// When it was registered there.
     pub created_at: Timestamp,
+    /// The task that registered it there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made_by: Option<MadeBy>,
+}
+
+/// A revision of code.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CodeRevision {
+    /// The repository's URL without credentials; empty where there is none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub repository: String,
+    /// The commit's id.
+    pub revision: String,
+    /// Whether the work tree held changes that were not committed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dirty: bool,
+}
+
+impl CodeRevision {
+    /// Of what a run was started for; none where that was no code.
+    #[must_use]
+    pub fn of(change: &Change) -> Option<Self> {
+        (change.kind == crate::delivery::ChangeKind::Code).then(|| Self {
+            repository: change.repository.clone(),
+            revision: change.revision.clone(),
+            dirty: change.dirty,
+        })
+    }
 }

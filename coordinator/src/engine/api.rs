@@ -22,7 +22,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use thiserror::Error;
 
-pub use super::outside::{Merge, OutsideEvent};
+pub use super::{
+    outside::{Merge, OutsideEvent},
+    registry::{ImportedVersion, RegistryCommand, RegistryRefusal, VersionRef, VersionView},
+};
 
 /// One session of a worker with this leader. Never reused by one leader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -119,6 +122,8 @@ pub enum Command {
         /// How far.
         status: Box<ServingStatus>,
     },
+    /// A person wants the registry to be another one.
+    Registry(RegistryCommand),
     /// An outside system tells something.
     Outside(OutsideEvent),
     /// Outside systems have been told of runs and deployments.
@@ -444,6 +449,8 @@ pub enum Outcome {
         /// The one that it rolled back.
         failed: Option<Arc<Deployment>>,
     },
+    /// A version of a model: as it is now, or as it was when it was deleted.
+    Version(Box<VersionView>),
     /// A worker that was told to drain.
     Draining {
         /// Attempts that it still runs.
@@ -466,6 +473,9 @@ pub enum Refusal {
     /// The deployment's state, or what is live, does not allow it.
     #[error("{0}")]
     WrongDeployment(String),
+    /// The registry does not allow it.
+    #[error(transparent)]
+    Registry(#[from] RegistryRefusal),
     /// The run's state does not allow it.
     #[error("run `{run}` is {state}: {hint}")]
     WrongState {
@@ -626,8 +636,10 @@ pub struct QueueStats {
 pub struct ModelView {
     /// Its name.
     pub model: emberline_common::ids::ModelName,
-    /// The highest version.
+    /// The highest version that there ever was.
     pub latest_version: u32,
+    /// How many versions there are.
+    pub versions: usize,
     /// Aliases and the versions they point to.
     pub aliases: BTreeMap<emberline_common::ids::Alias, u32>,
 }

@@ -3,10 +3,15 @@
 //! A report counts only while its attempt is current and comes from the worker that was given it;
 //! whatever else arrives is answered and changes nothing. Start with [`Engine::report`].
 
+use std::collections::BTreeMap;
+
 use emberline_common::{
     failure::{Failure, Reason},
     ids::AttemptId,
-    run_view::{ArtifactRef, MAX_RESULTS_BYTES, ModelVersion, Results, TaskState},
+    run_view::{
+        ArtifactRef, CodeRevision, MAX_RESULTS_BYTES, MadeBy, ModelVersion, Origin, Results,
+        TaskState,
+    },
 };
 
 use super::{
@@ -144,17 +149,23 @@ impl Engine {
             if let Some(why) = self.refuses_clients(at, registration) {
                 return Err(why);
             }
+            let model = registration.model.clone();
+            let environment = self.target_of(at);
             let version = ModelVersion {
                 registration: registration.clone(),
                 version: 0,
-                run: run.record.run.clone(),
-                task: name.clone(),
-                pipeline: run.record.pipeline.clone(),
-                pipeline_revision: run.record.revision,
+                origin: Origin::Run(MadeBy {
+                    run: run.record.run.clone(),
+                    task: name.clone(),
+                    pipeline: run.record.pipeline.clone(),
+                    pipeline_revision: run.record.revision,
+                }),
                 lineage,
+                code: run.record.change.as_ref().and_then(CodeRevision::of),
+                parent: self.parent_of(&model, environment, registration.alias.as_ref()),
+                tags: BTreeMap::new(),
                 created_at: self.now,
             };
-            let model = registration.model.clone();
             let version = self.models.register(version, &mut self.out.writes)?;
             self.deploy(at, &model, version, registration.alias.as_ref());
         }

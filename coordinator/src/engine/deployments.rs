@@ -132,7 +132,7 @@ impl Engine {
     }
 
     /// Where a task deploys to, if it is one that does.
-    fn target_of(&self, at: TaskRef) -> Option<EnvironmentName> {
+    pub(super) fn target_of(&self, at: TaskRef) -> Option<EnvironmentName> {
         let run = self.runs.get(&at.run)?;
         deploy_spec(run, at).map(|spec| spec.environment)
     }

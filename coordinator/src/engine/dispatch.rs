@@ -154,10 +154,14 @@ impl Engine {
             .ok()?
             .compare?;
         let version = self.models.by_alias(&compare.model, &compare.alias)?;
+        let producer = match version.origin.made_by() {
+            Some(made_by) => made_by.task.clone(),
+            None => TaskName::new("import").ok()?,
+        };
         Some(AssignedInput {
             name: ArtifactName::new("champion").ok()?,
             artifact: version.registration.artifact.clone(),
-            producer: version.task.clone(),
+            producer,
         })
     }
 

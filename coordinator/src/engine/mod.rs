@@ -13,7 +13,7 @@
 //!
 //! Start with [`Engine::handle`]; then `tasks` (what becomes of a task), `attempts` (what one try of
 //! it comes to), `runs` (submit, cancel, retry, end), `dispatch` and `placement` (who runs what),
-//! `load` (a new leader).
+//! `load` (a new leader), `registry` (what people do to models).
 
 pub mod api;
 mod attempts;
@@ -30,6 +30,7 @@ mod outside;
 mod placement;
 mod plan;
 pub mod records;
+mod registry;
 mod retries;
 mod rollouts;
 mod run;
@@ -60,7 +61,7 @@ use emberline_common::{
 
 use api::{
     Command, Decision, Effect, EndedRun, EngineConfig, ModelView, Observe, Outcome, QueueStats,
-    Refusal, WorkerStatus, Write,
+    Refusal, RegistryRefusal, VersionRef, VersionView, WorkerStatus, Write,
 };
 use cache::Cache;
 use deadlines::{Deadlines, Due};
@@ -233,6 +234,7 @@ impl Engine {
                 self.serving_status(session, *status);
                 Ok(Outcome::Done)
             }
+            Command::Registry(command) => self.change_registry(command),
             Command::Outside(event) => self.outside(event),
             Command::Told { up_to } => {
                 self.told(up_to);
@@ -345,8 +347,24 @@ impl Engine {
 
     /// A model and its versions, newest first.
     #[must_use]
-    pub fn model(&self, name: &ModelName) -> Option<(ModelView, Vec<ModelVersion>)> {
-        self.models.view(name)
+    pub fn model(&self, name: &ModelName) -> Option<(ModelView, Vec<VersionView>)> {
+        let (model, numbers) = self.models.view(name)?;
+        let versions = numbers.into_iter().rev();
+        let versions = versions.filter_map(|number| self.view_of(name, number).ok());
+        Some((model, versions.collect()))
+    }
+
+    /// One version of a model, by its number or by an alias, with what refers to it.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn version_view(
+        &self,
+        name: &ModelName,
+        version: &VersionRef,
+    ) -> Result<VersionView, RegistryRefusal> {
+        let number = self.models.resolve(name, version)?;
+        self.view_of(name, number)
     }
 
     /// One version of a model.

@@ -1,14 +1,15 @@
-//! The registry: immutable versions, and aliases that move.
+//! The registry's data: immutable versions, and aliases that move. Who may change what is decided
+//! in [`registry`](super::registry).
 
 use std::collections::BTreeMap;
 
 use emberline_common::{
     ids::{Alias, Digest, ModelName},
-    run_view::{ArtifactRef, ModelVersion},
+    run_view::{ArtifactRef, ModelVersion, Origin},
 };
 
 use super::{
-    api::{ModelView, Write},
+    api::{ModelView, RegistryRefusal, VersionRef, Write},
     records::{MAX_VALUE_BYTES, ModelRecord, encode, keys},
 };
 
@@ -17,6 +18,17 @@ struct Model {
     head: ModelRecord,
     versions: BTreeMap<u32, ModelVersion>,
     by_artifact: BTreeMap<Digest, u32>,
+}
+
+impl Model {
+    fn view(&self, name: &ModelName) -> ModelView {
+        ModelView {
+            model: name.clone(),
+            latest_version: self.head.latest,
+            versions: self.versions.len(),
+            aliases: self.head.aliases.clone(),
+        }
+    }
 }
 
 /// All models.
@@ -69,24 +81,116 @@ impl Registry {
         Ok(number)
     }
 
-    /// Moves an alias to a version that there is.
-    pub fn point(
+    /// The number of a version that is named by its number or by an alias.
+    ///
+    /// # Errors
+    /// If there is no such model, alias or version.
+    pub fn resolve(&self, name: &ModelName, version: &VersionRef) -> Result<u32, RegistryRefusal> {
+        let no_model = || RegistryRefusal::NoSuchModel(name.clone());
+        let model = self.models.get(name).ok_or_else(no_model)?;
+        let number = match version {
+            VersionRef::Number(number) => model.versions.contains_key(number).then_some(*number),
+            VersionRef::Alias(alias) => model.head.aliases.get(alias).copied(),
+        };
+        number.ok_or_else(|| RegistryRefusal::NoSuchVersion {
+            model: name.clone(),
+            version: version.clone(),
+        })
+    }
+
+    /// The version that an alias names, also of a model that there is not yet.
+    pub fn named_by(&self, name: &ModelName, alias: &Alias) -> Option<u32> {
+        self.models.get(name)?.head.aliases.get(alias).copied()
+    }
+
+    /// How many aliases a model has.
+    pub fn alias_count(&self, name: &ModelName) -> usize {
+        let model = self.models.get(name);
+        model.map_or(0, |model| model.head.aliases.len())
+    }
+
+    /// The aliases of a version.
+    pub fn aliases_of(&self, name: &ModelName, version: u32) -> Vec<Alias> {
+        let model = self.models.get(name).into_iter();
+        let aliases = model.flat_map(|model| &model.head.aliases);
+        aliases
+            .filter(|(_, to)| **to == version)
+            .map(|(alias, _)| alias.clone())
+            .collect()
+    }
+
+    /// Moves an alias of a model that there is, or takes it away.
+    pub fn set_alias(
         &mut self,
-        model: &ModelName,
+        name: &ModelName,
         alias: &Alias,
-        version: u32,
+        version: Option<u32>,
         writes: &mut Vec<Write>,
     ) {
-        let Some(found) = self.models.get_mut(model) else {
+        let Some(model) = self.models.get_mut(name) else {
             return;
         };
-        let moved = found.head.aliases.insert(alias.clone(), version) != Some(version);
-        if moved {
+        let before = match version {
+            Some(version) => model.head.aliases.insert(alias.clone(), version),
+            None => model.head.aliases.remove(alias),
+        };
+        if before != version {
             writes.push(Write::Put {
-                key: keys::model(model),
-                value: encode(&found.head),
+                key: keys::model(name),
+                value: encode(&model.head),
             });
         }
+    }
+
+    /// Puts another record in the place of a version's, which differs in its tags and notes only.
+    ///
+    /// # Errors
+    /// If it would be larger than the state takes; nothing has changed then.
+    pub fn annotate(
+        &mut self,
+        version: ModelVersion,
+        writes: &mut Vec<Write>,
+    ) -> Result<(), RegistryRefusal> {
+        let name = version.registration.model.clone();
+        let Some(model) = self.models.get_mut(&name) else {
+            return Err(RegistryRefusal::NoSuchModel(name));
+        };
+        if model.versions.get(&version.version) == Some(&version) {
+            return Ok(());
+        }
+        let value = encode(&version);
+        if value.len() > MAX_VALUE_BYTES {
+            return Err(RegistryRefusal::Invalid {
+                field: "notes",
+                what: format!(
+                    "the version's record would have {} bytes with it, at most {MAX_VALUE_BYTES} are kept",
+                    value.len()
+                ),
+            });
+        }
+        writes.push(Write::Put {
+            key: keys::version(&name, version.version),
+            value,
+        });
+        model.versions.insert(version.version, version);
+        Ok(())
+    }
+
+    /// Removes a version. Its number is never given again, for the head keeps the highest.
+    pub fn remove(
+        &mut self,
+        name: &ModelName,
+        version: u32,
+        writes: &mut Vec<Write>,
+    ) -> Option<ModelVersion> {
+        let model = self.models.get_mut(name)?;
+        let removed = model.versions.remove(&version)?;
+        let manifest = removed.registration.artifact.manifest;
+        model.by_artifact.remove(&manifest);
+        writes.push(Write::Delete {
+            key: keys::version(name, version),
+        });
+        Some(removed)
     }
 
     /// Moves the aliases of a version that was rolled back to the one that is live again, if that
@@ -130,7 +234,11 @@ impl Registry {
             .models
             .values()
             .flat_map(|model| model.versions.values());
-        versions.map(|version| version.pipeline_revision)
+        versions.filter_map(|version| match &version.origin {
+            Origin::Run(made_by) => Some(made_by.pipeline_revision),
+            // The text is where the bundle was written.
+            Origin::Bundle { .. } => None,
+        })
     }
 
     pub fn artifacts(&self) -> impl Iterator<Item = &ArtifactRef> {
@@ -142,24 +250,16 @@ impl Registry {
     }
 
     pub fn views(&self) -> impl Iterator<Item = ModelView> + '_ {
-        self.models.iter().map(|(name, model)| ModelView {
-            model: name.clone(),
-            latest_version: model.head.latest,
-            aliases: model.head.aliases.clone(),
-        })
+        self.models.iter().map(|(name, model)| model.view(name))
     }
 
     pub fn version(&self, name: &ModelName, version: u32) -> Option<&ModelVersion> {
         self.models.get(name)?.versions.get(&version)
     }
 
-    pub fn view(&self, name: &ModelName) -> Option<(ModelView, Vec<ModelVersion>)> {
+    /// A model, and the numbers of its versions.
+    pub fn view(&self, name: &ModelName) -> Option<(ModelView, Vec<u32>)> {
         let model = self.models.get(name)?;
-        let view = ModelView {
-            model: name.clone(),
-            latest_version: model.head.latest,
-            aliases: model.head.aliases.clone(),
-        };
-        Some((view, model.versions.values().rev().cloned().collect()))
+        Some((model.view(name), model.versions.keys().copied().collect()))
     }
 }

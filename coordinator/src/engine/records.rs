@@ -351,7 +351,7 @@ pub struct CacheRecord {
 /// A model's head.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ModelRecord {
-    /// The highest version.
+    /// The highest version that there ever was: no number is given twice.
     pub latest: u32,
     /// The aliases.
     pub aliases: BTreeMap<Alias, u32>,

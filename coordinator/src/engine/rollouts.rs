@@ -302,7 +302,7 @@ impl Engine {
     /// Moves an alias to a version.
     pub(super) fn point(&mut self, model: &ModelName, alias: &Alias, version: u32) {
         self.models
-            .point(model, alias, version, &mut self.out.writes);
+            .set_alias(model, alias, Some(version), &mut self.out.writes);
     }
 
     /// It answered for someone for the first time.

@@ -9,6 +9,7 @@ mod connections;
 pub(crate) mod deployments;
 pub(crate) mod dora;
 mod http_pages;
+mod imports;
 mod logs;
 pub(crate) mod models;
 pub(crate) mod role;

@@ -1,16 +1,25 @@
-//! The model registry, to read.
+//! The model registry.
 
 use std::sync::Arc;
 
-use emberline_common::{ids::ModelName, run_view::ModelVersion, wire};
+use emberline_common::{
+    ids::{Alias, ModelName},
+    wire,
+};
 use emberline_proto::v1::{
-    GetModelRequest, GetModelResponse, ListModelsRequest, ListModelsResponse, ModelVersionView,
-    ModelView, model_service_server::ModelService,
+    AnnotateVersionRequest, AnnotateVersionResponse, DeleteVersionRequest, DeleteVersionResponse,
+    GetModelRequest, GetModelResponse, GetModelVersionRequest, GetModelVersionResponse,
+    ImportVersionRequest, ImportVersionResponse, ListModelsRequest, ListModelsResponse,
+    ModelVersionView, ModelView, RemoveAliasRequest, RemoveAliasResponse, SetAliasRequest,
+    SetAliasResponse, model_service_server::ModelService,
 };
 use tonic::{Request, Response, Status};
 
-use super::{Context, in_time, status, translate};
-use crate::engine::api;
+use super::{Context, imports, in_time, status, translate};
+use crate::engine::{
+    Engine,
+    api::{self, Command, Outcome, RegistryCommand, VersionRef},
+};
 
 pub(crate) struct Models(pub(crate) Arc<Context>);
 
@@ -18,6 +27,7 @@ fn view(model: api::ModelView) -> ModelView {
     ModelView {
         model: model.model.to_string(),
         latest_version: model.latest_version,
+        versions: u32::try_from(model.versions).unwrap_or(u32::MAX),
         aliases: model
             .aliases
             .into_iter()
@@ -26,29 +36,41 @@ fn view(model: api::ModelView) -> ModelView {
     }
 }
 
-fn version(version: &ModelVersion) -> ModelVersionView {
-    let registration = &version.registration;
-    ModelVersionView {
-        model: registration.model.to_string(),
-        version: version.version,
-        artifact: Some((&registration.artifact).into()),
-        metrics_json: wire::object_text(&registration.metrics),
-        schema_json: if registration.schema.is_null() {
-            String::new()
-        } else {
-            registration.schema.to_string()
-        },
-        run: version.run.to_string(),
-        task: version.task.to_string(),
-        pipeline: version.pipeline.to_string(),
-        pipeline_revision: version.pipeline_revision.to_string(),
-        lineage: version
-            .lineage
-            .iter()
-            .map(|(name, digest)| (name.clone(), digest.to_string()))
-            .collect(),
-        notes: registration.notes.clone(),
-        created_at: Some(version.created_at.into()),
+/// One version, which is part of the request.
+fn version_ref(text: &str) -> Result<VersionRef, Status> {
+    text.parse()
+        .map_err(|why: String| status::bad_field("version", why))
+}
+
+fn model_name(text: &str) -> Result<ModelName, Status> {
+    wire::id("model", text).map_err(translate::bad)
+}
+
+fn alias_name(text: &str) -> Result<Alias, Status> {
+    wire::id("alias", text).map_err(translate::bad)
+}
+
+fn found(
+    engine: &Engine,
+    name: &ModelName,
+    version: &VersionRef,
+) -> Result<ModelVersionView, Status> {
+    let found = engine.version_view(name, version);
+    let found = found.map_err(|e| status::from_registry(&e))?;
+    Ok(translate::model_version(&found))
+}
+
+impl Models {
+    /// Gives a command whose outcome is a version.
+    async fn command(&self, command: RegistryCommand) -> Result<ModelVersionView, Status> {
+        let command = Command::Registry(command);
+        match self.0.runtime.command(command).await {
+            Ok(Outcome::Version(version)) => Ok(translate::model_version(&version)),
+            Ok(_) => Err(Status::internal(
+                "an answer to something else: please report this",
+            )),
+            Err(e) => Err(status::from_runtime(e)),
+        }
     }
 }
 
@@ -92,23 +114,123 @@ impl ModelService for Models {
         request: Request<GetModelRequest>,
     ) -> Result<Response<GetModelResponse>, Status> {
         in_time("the answer", async {
-            let name: ModelName =
-                wire::id("model", &request.get_ref().model).map_err(translate::bad)?;
+            let name = model_name(&request.get_ref().model)?;
             let found = self.0.runtime.read({
                 let name = name.clone();
                 move |engine| {
-                    engine
-                        .model(&name)
-                        .map(|(model, versions)| GetModelResponse {
-                            model: Some(view(model)),
-                            versions: versions.iter().map(version).collect(),
-                        })
+                    let (model, versions) = engine.model(&name)?;
+                    let versions = versions.iter().map(translate::model_version).collect();
+                    let model = Some(view(model));
+                    Some(GetModelResponse { model, versions })
                 }
             });
             found
                 .await
                 .map_err(status::from_runtime)?
                 .ok_or_else(|| status::not_found("model", name.as_str()))
+        })
+        .await
+    }
+
+    async fn get_model_version(
+        &self,
+        request: Request<GetModelVersionRequest>,
+    ) -> Result<Response<GetModelVersionResponse>, Status> {
+        in_time("the answer", async {
+            let request = request.into_inner();
+            let name = model_name(&request.model)?;
+            let version = version_ref(&request.version)?;
+            let read = self
+                .0
+                .runtime
+                .read(move |engine| found(engine, &name, &version));
+            let version = Some(read.await.map_err(status::from_runtime)??);
+            Ok(GetModelVersionResponse { version })
+        })
+        .await
+    }
+
+    async fn set_alias(
+        &self,
+        request: Request<SetAliasRequest>,
+    ) -> Result<Response<SetAliasResponse>, Status> {
+        in_time("the answer", async {
+            let request = request.into_inner();
+            let command = RegistryCommand::Alias {
+                model: model_name(&request.model)?,
+                alias: alias_name(&request.alias)?,
+                to: Some(version_ref(&request.version)?),
+                expected: request.expected,
+            };
+            let version = Some(self.command(command).await?);
+            Ok(SetAliasResponse { version })
+        })
+        .await
+    }
+
+    async fn remove_alias(
+        &self,
+        request: Request<RemoveAliasRequest>,
+    ) -> Result<Response<RemoveAliasResponse>, Status> {
+        in_time("the answer", async {
+            let request = request.into_inner();
+            let command = RegistryCommand::Alias {
+                model: model_name(&request.model)?,
+                alias: alias_name(&request.alias)?,
+                to: None,
+                expected: request.expected,
+            };
+            let version = Some(self.command(command).await?);
+            Ok(RemoveAliasResponse { version })
+        })
+        .await
+    }
+
+    async fn annotate_version(
+        &self,
+        request: Request<AnnotateVersionRequest>,
+    ) -> Result<Response<AnnotateVersionResponse>, Status> {
+        in_time("the answer", async {
+            let request = request.into_inner();
+            let command = RegistryCommand::Annotate {
+                model: model_name(&request.model)?,
+                version: version_ref(&request.version)?,
+                set: request.set_tags.into_iter().collect(),
+                remove: request.remove_tags,
+                notes: request.notes,
+            };
+            let version = Some(self.command(command).await?);
+            Ok(AnnotateVersionResponse { version })
+        })
+        .await
+    }
+
+    async fn delete_version(
+        &self,
+        request: Request<DeleteVersionRequest>,
+    ) -> Result<Response<DeleteVersionResponse>, Status> {
+        in_time("the answer", async {
+            let request = request.into_inner();
+            let command = RegistryCommand::Delete {
+                model: model_name(&request.model)?,
+                version: version_ref(&request.version)?,
+            };
+            let version = Some(self.command(command).await?);
+            Ok(DeleteVersionResponse { version })
+        })
+        .await
+    }
+
+    async fn import_version(
+        &self,
+        request: Request<ImportVersionRequest>,
+    ) -> Result<Response<ImportVersionResponse>, Status> {
+        in_time("the import", async {
+            // Held until the commit has been answered: nothing refers to the artifact before.
+            let (import, _hold) = imports::import(&self.0, request.into_inner()).await?;
+            let command = RegistryCommand::Import(Box::new(import));
+            let version = Some(self.command(command).await?);
+            Ok(ImportVersionResponse { version })
         })
         .await
     }

@@ -13,7 +13,7 @@ use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 use super::translate;
 use crate::{
     archive::ArchiveError,
-    engine::api::Refusal,
+    engine::api::{Refusal, RegistryRefusal},
     gc::CollectError,
     lookup::LookupError,
     runtime::{RETRY_HINT, RuntimeError, watchers::WatchEnd},
@@ -153,6 +153,7 @@ pub(super) fn from_runtime(e: RuntimeError) -> Status {
         RuntimeError::Refused(
             Refusal::NoSuchRun(_) | Refusal::NoSuchWorker(_) | Refusal::NoSuchDeployment(_),
         ) => with_reason(Code::NotFound, "NOT_FOUND", message),
+        RuntimeError::Refused(Refusal::Registry(refusal)) => from_registry(&refusal),
         RuntimeError::Refused(Refusal::WrongState { .. } | Refusal::WrongDeployment(_)) => {
             with_reason(Code::FailedPrecondition, "WRONG_STATE", message)
         }
@@ -165,6 +166,22 @@ pub(super) fn from_runtime(e: RuntimeError) -> Status {
             details.set_error_info("INVALID_PIPELINE", DOMAIN, HashMap::new());
             Status::with_error_details(Code::InvalidArgument, message, details)
         }
+    }
+}
+
+pub(super) fn from_registry(e: &RegistryRefusal) -> Status {
+    let message = e.to_string();
+    match e {
+        RegistryRefusal::NoSuchModel(_) | RegistryRefusal::NoSuchVersion { .. } => {
+            with_reason(Code::NotFound, "NOT_FOUND", message)
+        }
+        RegistryRefusal::AliasMoved { .. } => {
+            with_reason(Code::FailedPrecondition, "ALIAS_MOVED", message)
+        }
+        RegistryRefusal::InService { .. } => {
+            with_reason(Code::FailedPrecondition, "IN_SERVICE", message)
+        }
+        RegistryRefusal::Invalid { field, .. } => bad_field(field, message),
     }
 }
 

@@ -10,7 +10,7 @@ use emberline_common::{
     dora::Delivery,
     failure::{Failure, Reason},
     ids::{AttemptId, Digest, StageKind},
-    run_view::{AttemptTiming, MAX_RESULTS_BYTES, Results, RunView},
+    run_view::{AttemptTiming, MAX_RESULTS_BYTES, Origin, Results, RunView},
     spec::kinds::BuiltinKind,
     wire,
 };
@@ -18,7 +18,9 @@ use emberline_proto::v1;
 use tonic::Status;
 
 use super::status;
-use crate::engine::api::{Assignment, AttemptFailure, AttemptReport, AttemptSuccess, StageFile};
+use crate::engine::api::{
+    Assignment, AttemptFailure, AttemptReport, AttemptSuccess, StageFile, VersionView,
+};
 
 pub(super) fn bad(e: wire::WireError) -> Status {
     status::bad_wire(&e)
@@ -155,6 +157,54 @@ pub(super) fn assignment(
             .map(|(name, kind)| (name.to_string(), kind.as_str().to_owned()))
             .collect(),
     })
+}
+
+/// A version of a model, with what refers to it.
+pub(super) fn model_version(view: &VersionView) -> v1::ModelVersionView {
+    let VersionView { version, .. } = view;
+    let registration = &version.registration;
+    let made_by = version.origin.made_by();
+    let imported = match &version.origin {
+        Origin::Run(_) => None,
+        Origin::Bundle { imported } => Some(v1::ImportedFrom {
+            model: imported.model.to_string(),
+            version: imported.version,
+            created_at: Some(imported.created_at.into()),
+        }),
+    };
+    let text = |text: Option<String>| text.unwrap_or_default();
+    v1::ModelVersionView {
+        model: registration.model.to_string(),
+        version: version.version,
+        artifact: Some((&registration.artifact).into()),
+        metrics_json: wire::object_text(&registration.metrics),
+        schema_json: if registration.schema.is_null() {
+            String::new()
+        } else {
+            registration.schema.to_string()
+        },
+        run: text(made_by.map(|by| by.run.to_string())),
+        task: text(made_by.map(|by| by.task.to_string())),
+        pipeline: text(made_by.map(|by| by.pipeline.to_string())),
+        pipeline_revision: text(made_by.map(|by| by.pipeline_revision.to_string())),
+        lineage: version
+            .lineage
+            .iter()
+            .map(|(name, digest)| (name.clone(), digest.to_string()))
+            .collect(),
+        notes: registration.notes.clone(),
+        created_at: Some(version.created_at.into()),
+        code: version.code.as_ref().map(|code| v1::CodeRevision {
+            repository: code.repository.clone(),
+            revision: code.revision.clone(),
+            dirty: code.dirty,
+        }),
+        parent: version.parent.unwrap_or(0),
+        tags: version.tags.clone().into_iter().collect(),
+        imported,
+        aliases: view.aliases.iter().map(ToString::to_string).collect(),
+        live_in: view.live_in.iter().map(ToString::to_string).collect(),
+    }
 }
 
 fn stage_file(file: &StageFile) -> v1::SubmittedStageFile {

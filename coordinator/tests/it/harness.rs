@@ -22,8 +22,8 @@ use emberline_proto::v1::{
     self, AttemptReport, AttemptReports, GetRunRequest, GrantCredits, LeaderMessage, Register,
     RunState, SubmitRunRequest, WorkerMessage, artifact_service_client::ArtifactServiceClient,
     cluster_service_client::ClusterServiceClient, leader_message::Message as FromLeader,
-    run_service_client::RunServiceClient, worker_message::Message as FromWorker,
-    worker_service_client::WorkerServiceClient,
+    model_service_client::ModelServiceClient, run_service_client::RunServiceClient,
+    worker_message::Message as FromWorker, worker_service_client::WorkerServiceClient,
 };
 use futures::future::BoxFuture;
 use tokio::{
@@ -199,6 +199,10 @@ impl Cluster {
 
     pub async fn blobs(&self) -> ArtifactServiceClient<Channel> {
         ArtifactServiceClient::new(self.channel().await)
+    }
+
+    pub async fn models(&self) -> ModelServiceClient<Channel> {
+        ModelServiceClient::new(self.channel().await)
     }
 
     pub async fn cluster(&self) -> ClusterServiceClient<Channel> {

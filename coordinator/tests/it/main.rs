@@ -14,5 +14,6 @@ mod durability;
 mod harness;
 mod limits;
 mod logs;
+mod registry;
 mod runs;
 mod sessions;

@@ -5,6 +5,7 @@
 mod caching;
 mod deployments;
 mod draining;
+mod registry;
 mod retries;
 mod rollouts;
 mod scheduling;
