@@ -1,7 +1,15 @@
 //! Whether a new version takes what clients send now: the columns that the live version takes.
 
-use emberline_common::{ids::EnvironmentName, run_view::ModelVersion};
+use emberline_common::ids::{EnvironmentName, ModelName};
 use serde_json::Value;
+
+/// What is live.
+pub(super) struct Live<'a> {
+    pub environment: &'a EnvironmentName,
+    pub model: &'a ModelName,
+    pub version: u32,
+    pub schema: &'a Value,
+}
 
 /// What a column is called, and what it holds.
 fn columns(schema: &Value) -> Option<Vec<(&str, &str)>> {
@@ -15,12 +23,8 @@ fn columns(schema: &Value) -> Option<Vec<(&str, &str)>> {
 
 /// Why requests that the live version answers would be refused by one with this schema; none if they would
 /// not be, or if either schema is not known.
-pub(super) fn refused_by(
-    new: &Value,
-    live: &ModelVersion,
-    environment: &EnvironmentName,
-) -> Option<String> {
-    let (new, old) = (columns(new)?, columns(&live.registration.schema)?);
+pub(super) fn refused_by(new: &Value, live: &Live<'_>) -> Option<String> {
+    let (new, old) = (columns(new)?, columns(live.schema)?);
     let mut wrong = Vec::new();
     for (name, old_type) in &old {
         match new.iter().find(|(n, _)| n == name) {
@@ -44,8 +48,8 @@ pub(super) fn refused_by(
         text += &format!("; and {more} more");
     }
     Some(format!(
-        "the new version of `{}` {text}: beside version {} that is live in `{environment}`; with `allow_schema_change: true` it takes over all the same",
-        live.registration.model, live.version
+        "the new version of `{}` {text}: beside version {} that is live in `{}`; with `allow_schema_change: true` it takes over all the same",
+        live.model, live.version, live.environment
     ))
 }
 
@@ -58,41 +62,18 @@ fn takes(new: &str, old: &str) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use emberline_common::{
-        ids::Digest,
-        run_view::{ArtifactRef, ModelRegistration},
-        time::Timestamp,
-    };
-    use serde_json::{Map, json};
+    use serde_json::json;
 
     use super::*;
 
-    fn live(schema: Value) -> ModelVersion {
-        ModelVersion {
-            registration: ModelRegistration {
-                model: "m".parse().unwrap(),
-                alias: None,
-                artifact: ArtifactRef {
-                    name: "model".parse().unwrap(),
-                    manifest: Digest::of(b"m"),
-                    bytes: 1,
-                },
-                metrics: Map::new(),
-                schema,
-                notes: String::new(),
-            },
-            version: 3,
-            run: "r".parse().unwrap(),
-            task: "t".parse().unwrap(),
-            pipeline: "p".parse().unwrap(),
-            pipeline_revision: Digest::of(b"p"),
-            lineage: std::collections::BTreeMap::new(),
-            created_at: Timestamp(0),
-        }
-    }
-
     fn check(new: Value, old: Value) -> Option<String> {
-        refused_by(&new, &live(old), &EnvironmentName::production())
+        let live = Live {
+            environment: &EnvironmentName::production(),
+            model: &"m".parse().unwrap(),
+            version: 3,
+            schema: &old,
+        };
+        refused_by(&new, &live)
     }
 
     #[test]

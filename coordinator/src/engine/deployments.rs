@@ -112,8 +112,14 @@ impl Engine {
         }
         let place = (spec.environment, registration.model.clone());
         let live = self.environments.get(&place)?;
-        let live = self.models.version(&place.1, live.version)?;
-        compatibility::refused_by(&registration.schema, live, &place.0)
+        let version = self.models.version(&place.1, live.version)?;
+        let live = compatibility::Live {
+            environment: &place.0,
+            model: &place.1,
+            version: live.version,
+            schema: &version.registration.schema,
+        };
+        compatibility::refused_by(&registration.schema, &live)
     }
 
     /// A `deploy` task has failed for good, before its version was live.

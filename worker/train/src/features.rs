@@ -204,6 +204,17 @@ impl Preprocessing {
         Ok(Encoder::new(&self.features)?.encode(table)?)
     }
 
+    /// Checks what was read from somewhere.
+    ///
+    /// # Errors
+    /// What is wrong, in one line.
+    pub fn check(&self) -> Result<(), String> {
+        match &self.features {
+            Features::Table { .. } => Ok(()),
+            Features::Image { shape, .. } => images::check_shape(*shape),
+        }
+    }
+
     /// Numbers a row.
     #[must_use]
     pub fn width(&self) -> usize {

@@ -10,8 +10,7 @@ use crate::error::TrainError;
 /// If a size is 0, an image would have more than 2^24 numbers, or `max_value` is not positive.
 pub fn image_shape(spec: &ImageSpec) -> Result<[usize; 3], TrainError> {
     let shape = [spec.channels, spec.height, spec.width].map(|n| n as usize);
-    let numbers = shape.iter().product::<usize>();
-    if numbers == 0 || numbers > 1 << 24 {
+    if check_shape(shape).is_err() {
         return Err(TrainError::Spec(format!(
             "`model.image` has {}×{} pixels of {} channels: each must be at least 1, and the image at most 16,777,216 numbers",
             spec.height, spec.width, spec.channels
@@ -24,6 +23,18 @@ pub fn image_shape(spec: &ImageSpec) -> Result<[usize; 3], TrainError> {
         )));
     }
     Ok(shape)
+}
+
+/// Checks channels, height and width that were read from somewhere.
+///
+/// # Errors
+/// What is wrong, in one line.
+pub fn check_shape(shape: [usize; 3]) -> Result<(), String> {
+    let numbers = shape.iter().try_fold(1_usize, |all, n| all.checked_mul(*n));
+    match numbers {
+        Some(numbers) if (1..=1 << 24).contains(&numbers) => Ok(()),
+        _ => Err(format!("an image has the shape {shape:?}")),
+    }
 }
 
 /// Appends an image whose numbers come row by row with channels last, as channel after channel,

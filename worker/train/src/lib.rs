@@ -1,10 +1,12 @@
-//! Training and evaluation with burn: the stage kinds `train` and `evaluate`, and the model format.
+//! Training and evaluation with burn: the stage kinds `train` and `evaluate`, the model format, and
+//! [`bundle`], a model in one file for programs of one's own.
 //!
 //! Start with [`fit`], the training loop over plain numbers; [`features`] turns tables into them.
 //! Burn's types stay inside this crate, and it never uses burn's global random numbers.
 
 pub mod backend;
 pub mod batches;
+pub mod bundle;
 pub mod checkpoint;
 pub mod columns;
 pub mod encode;
@@ -29,6 +31,7 @@ use std::sync::Arc;
 
 use emberline_worker::stage::Stage;
 
+pub use bundle::{Bundle, BundleError};
 pub use error::TrainError;
 pub use model::Model;
 

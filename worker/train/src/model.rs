@@ -129,12 +129,30 @@ impl Model {
             .map_err(|e| own("preprocessing", e))?;
         let shape: Shape =
             serde_json::from_value(document.network.clone()).map_err(|e| own("network", e))?;
+        // Before anything is computed or allocated by what the file says.
+        let checked = shape.check().and_then(|()| preprocessing.check());
+        checked.map_err(|why| TrainError::Model(format!("`{MODEL_FILE}`: {why}")))?;
+        let outputs = preprocessing.label.classes().len().max(1);
+        if shape.outputs() != outputs {
+            return Err(TrainError::Model(format!(
+                "`{MODEL_FILE}`: the label has {outputs} outputs, the network gives {}",
+                shape.outputs()
+            )));
+        }
         let encoder = Encoder::new(&preprocessing.features)?;
         if shape.inputs() != encoder.width() {
             return Err(TrainError::Model(format!(
                 "`{MODEL_FILE}`: the preprocessing gives {} numbers, the network takes {}",
                 encoder.width(),
                 shape.inputs()
+            )));
+        }
+        // A small file must not make a large network.
+        let least = shape.parameters().saturating_mul(4);
+        if (weights.len() as u64) < least {
+            return Err(TrainError::Model(format!(
+                "`{WEIGHTS_FILE}` has {} bytes, the network's parameters alone take {least}",
+                weights.len()
             )));
         }
         if Digest::of(&weights).to_string() != document.weights_sha256 {
@@ -149,6 +167,10 @@ impl Model {
             encoder,
             device: compute.device.clone(),
         })
+    }
+
+    pub(crate) const fn network(&self) -> &Network {
+        &self.network
     }
 
     /// Everything but the weights.

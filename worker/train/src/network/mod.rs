@@ -19,6 +19,7 @@ pub use mlp::{Mlp, MlpShape};
 
 use crate::{
     error::TrainError,
+    images,
     random::{Purpose, Random},
 };
 
@@ -120,6 +121,53 @@ impl Shape {
             Self::Mlp(shape) => shape.inputs,
             Self::Cnn(shape) => shape.image.iter().product(),
         }
+    }
+
+    /// Numbers it gives a row.
+    #[must_use]
+    pub const fn outputs(&self) -> usize {
+        match self {
+            Self::Mlp(shape) => shape.outputs,
+            Self::Cnn(shape) => shape.outputs,
+        }
+    }
+
+    /// Checks a shape that was read from somewhere: that it can be built, and has no more than 2^28
+    /// parameters.
+    ///
+    /// # Errors
+    /// What is wrong, in one line.
+    pub fn check(&self) -> Result<(), String> {
+        let (widths, image) = match self {
+            Self::Mlp(shape) => (
+                [&shape.hidden[..], &[shape.inputs, shape.outputs]].concat(),
+                None,
+            ),
+            Self::Cnn(shape) => (
+                [&shape.channels[..], &[shape.hidden, shape.outputs]].concat(),
+                Some(shape.image),
+            ),
+        };
+        let most = 1 << 28;
+        if let Some(width) = widths.iter().find(|width| !(1..=most).contains(*width)) {
+            return Err(format!("a layer of the network has the width {width}"));
+        }
+        if let Some(image) = image {
+            images::check_shape(image)?;
+            if let Self::Cnn(shape) = self
+                && (shape.channels.len() >= 32
+                    || image[1].min(image[2]) >> shape.channels.len() == 0)
+            {
+                return Err("the network's images are too small for its blocks".to_owned());
+            }
+        }
+        let parameters = self.parameters();
+        if parameters > MAX_PARAMETERS {
+            return Err(format!(
+                "the network has {parameters} parameters, more than {MAX_PARAMETERS}"
+            ));
+        }
+        Ok(())
     }
 
     /// Numbers that training finds.
