@@ -142,7 +142,7 @@ pub enum Command {
     /// List, fetch and collect artifacts.
     #[command(subcommand)]
     Artifacts(ArtifactsCommand),
-    /// List and show registered models.
+    /// List, compare, alias, export and import registered models.
     #[command(subcommand)]
     Models(ModelsCommand),
     /// List, show and follow deployments, approve them, and mark them as failed.
@@ -366,15 +366,104 @@ pub enum ArtifactsCommand {
     },
 }
 
-/// What to do with models.
+/// What to do with models. `version` is clap's own name for `--version`, so here it has another id.
 #[derive(Debug, Subcommand)]
 pub enum ModelsCommand {
     /// List models with their aliases.
     List,
-    /// Show a model with its versions.
+    /// Show a model with its versions, or all of one version.
     Show {
         /// The model's name.
         model: String,
+        /// The version: a number, or an alias.
+        #[arg(id = "model_version", value_name = "VERSION")]
+        version: Option<String>,
+    },
+    /// Say what differs between two versions: metrics, schema, preprocessing, training, data, code.
+    Diff {
+        /// The model's name.
+        model: String,
+        /// A version: a number, or an alias.
+        a: String,
+        /// Another one.
+        b: String,
+    },
+    /// Let an alias name a version, or take it away.
+    Alias {
+        /// The model's name.
+        model: String,
+        /// The alias, e.g. `champion`.
+        alias: String,
+        /// The version: a number, or another alias.
+        #[arg(
+            id = "model_version",
+            value_name = "VERSION",
+            required_unless_present = "remove",
+            conflicts_with = "remove"
+        )]
+        version: Option<String>,
+        /// Only if the alias names this version now; 0 means that it is not set.
+        #[arg(long, value_name = "N")]
+        expected: Option<u32>,
+        /// Take the alias away.
+        #[arg(long)]
+        remove: bool,
+    },
+    /// Set a version's tags, or take them away.
+    Tag {
+        /// The model's name.
+        model: String,
+        /// The version: a number, or an alias.
+        #[arg(id = "model_version", value_name = "VERSION")]
+        version: String,
+        /// Tags to set, e.g. `team=vision`.
+        #[arg(value_name = "KEY=VALUE", required_unless_present = "remove")]
+        tags: Vec<String>,
+        /// A tag to take away; may be given several times.
+        #[arg(long, value_name = "KEY")]
+        remove: Vec<String>,
+    },
+    /// Replace a version's notes.
+    Note {
+        /// The model's name.
+        model: String,
+        /// The version: a number, or an alias.
+        #[arg(id = "model_version", value_name = "VERSION")]
+        version: String,
+        /// The new notes; empty for none.
+        notes: String,
+    },
+    /// Delete a version that is not in service. Its number is never given again.
+    Delete {
+        /// The model's name.
+        model: String,
+        /// Its number.
+        #[arg(id = "model_version", value_name = "VERSION")]
+        version: String,
+    },
+    /// Write a version as one file, for other clusters and for programs of your own.
+    Export {
+        /// The model's name.
+        model: String,
+        /// The version: a number, or an alias.
+        #[arg(id = "model_version", value_name = "VERSION")]
+        version: String,
+        /// The file to write; by default `MODEL-VERSION.bundle`.
+        file: Option<PathBuf>,
+    },
+    /// Register the version in a file that `export` has written. The same artifact is the same version.
+    Import {
+        /// The file.
+        file: PathBuf,
+        /// The model's name here; by default the one in the file.
+        #[arg(long, value_name = "MODEL")]
+        name: Option<String>,
+        /// The alias to move to it.
+        #[arg(long)]
+        alias: Option<String>,
+        /// Only if the alias names this version now; 0 means that it is not set.
+        #[arg(long, value_name = "N", requires = "alias")]
+        expected: Option<u32>,
     },
 }
 

@@ -113,7 +113,7 @@ impl Cluster {
 
     /// Models.
     pub fn models(&self) -> ModelServiceClient<LeaderChannel> {
-        ModelServiceClient::new(self.channel.clone())
+        ModelServiceClient::new(self.channel.clone()).max_decoding_message_size(64 << 20)
     }
 
     /// Deployments and environments.

@@ -58,6 +58,45 @@ pub async fn to(cluster: &Cluster, file: &ArtifactFile, path: &Path) -> anyhow::
     fetched
 }
 
+/// All bytes of an object, of which there must be no more than so many.
+///
+/// # Errors
+/// If there are more, they can't be read, or they are not the ones of that digest.
+pub async fn bytes(cluster: &Cluster, sha256: &str, at_most: u64) -> anyhow::Result<Vec<u8>> {
+    let mut reopen = Reopen::default();
+    loop {
+        let read = read(cluster, sha256, at_most).await;
+        match read.map_err(|e| e.downcast::<Status>()) {
+            Ok(bytes) => return Ok(bytes),
+            Err(Ok(status)) => reopen.after(status).await?,
+            Err(Err(e)) => return Err(e),
+        }
+    }
+}
+
+async fn read(cluster: &Cluster, sha256: &str, at_most: u64) -> anyhow::Result<Vec<u8>> {
+    let request = ReadBlobRequest {
+        sha256: sha256.to_owned(),
+    };
+    let mut pieces = cluster.artifacts().read_blob(request).await?.into_inner();
+    let mut bytes = Vec::new();
+    while let Some(piece) = pieces.message().await? {
+        bytes.extend(piece.data);
+        if bytes.len() as u64 > at_most {
+            return Err(Exit::input(format!(
+                "the object {sha256} has more than the {at_most} bytes that are read of it"
+            ))
+            .into());
+        }
+    }
+    let digest = Digest::of(&bytes).to_string();
+    if digest != sha256 {
+        let line = format!("an object came with the SHA-256 {digest}, not {sha256}: try it again");
+        return Err(Exit::cluster(line).into());
+    }
+    Ok(bytes)
+}
+
 async fn pieces(
     cluster: &Cluster,
     file: &ArtifactFile,

@@ -15,6 +15,7 @@ mod output;
 mod progress;
 mod reopen;
 mod telemetry;
+mod upload;
 
 use std::process::ExitCode;
 

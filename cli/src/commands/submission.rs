@@ -1,18 +1,12 @@
 //! From a pipeline file to a submission: read, check, and send the files that travel with it.
 
-use std::{path::Path, sync::Arc};
+use std::path::Path;
 
-use emberline_common::{
-    ids::Digest,
-    spec::{CheckedPipeline, exec_files, parse_pipeline, yaml},
-};
-use emberline_proto::v1::{PutBlobRequest, SubmitRunRequest, SubmittedFile};
+use emberline_common::spec::{CheckedPipeline, exec_files, parse_pipeline, yaml};
+use emberline_proto::v1::{SubmitRunRequest, SubmittedFile};
 use serde_json::{Map, Value};
 
-use crate::{args::SubmitArguments, client::Cluster, exit::Exit, reopen::Reopen};
-
-/// Bytes of one piece of an upload.
-const PIECE: usize = 256 << 10;
+use crate::{args::SubmitArguments, client::Cluster, exit::Exit, upload};
 
 /// A pipeline file that was read and has no mistake.
 pub struct Pipeline {
@@ -119,7 +113,7 @@ pub async fn prepare(
         })?;
     let mut files = Vec::new();
     for path in exec_files(&pipeline.checked.spec) {
-        files.push(upload(cluster, &base, &path).await?);
+        files.push(stage_file(cluster, &base, &path).await?);
     }
     let params = pipeline
         .params
@@ -142,7 +136,7 @@ pub async fn prepare(
     })
 }
 
-async fn upload(cluster: &Cluster, base: &Path, path: &str) -> anyhow::Result<SubmittedFile> {
+async fn stage_file(cluster: &Cluster, base: &Path, path: &str) -> anyhow::Result<SubmittedFile> {
     let full = base.join(path);
     let fail = |e: std::io::Error| {
         Exit::input(format!(
@@ -159,39 +153,13 @@ async fn upload(cluster: &Cluster, base: &Path, path: &str) -> anyhow::Result<Su
         .into());
     }
     let content = tokio::fs::read(&full).await.map_err(fail)?;
-    let digest = Digest::of(&content);
     let bytes = content.len() as u64;
-    let content = Arc::new(content);
-    let mut reopen = Reopen::default();
-    while let Err(status) = cluster
-        .artifacts()
-        .put_blob(tokio_stream::iter(pieces(Arc::clone(&content), digest)))
-        .await
-    {
-        reopen.after(status).await?;
-    }
+    let digest = upload::blob(cluster, content).await?;
     Ok(SubmittedFile {
         path: path.to_owned(),
         sha256: digest.to_string(),
         bytes,
         executable: is_executable(&metadata),
-    })
-}
-
-/// An upload: the first piece names the whole.
-fn pieces(content: Arc<Vec<u8>>, digest: Digest) -> impl Iterator<Item = PutBlobRequest> {
-    // A file without content is one piece without data.
-    let count = content.len().div_ceil(PIECE).max(1);
-    (0..count).map(move |number| {
-        let begin = number * PIECE;
-        let end = content.len().min(begin + PIECE);
-        PutBlobRequest {
-            sha256: match number {
-                0 => digest.to_string(),
-                _ => String::new(),
-            },
-            data: content[begin..end].to_vec(),
-        }
     })
 }
 

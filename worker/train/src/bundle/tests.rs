@@ -81,6 +81,7 @@ fn document(shape: &Shape, features: Value, weights: &[u8]) -> ModelDocument {
         backend: "cpu".to_owned(),
         best_epoch: 1,
         history: Vec::new(),
+        reference: None,
         weights_sha256: Digest::of(weights).to_string(),
     }
 }
