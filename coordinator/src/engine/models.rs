@@ -103,6 +103,11 @@ impl Registry {
         self.models.get(name)?.head.aliases.get(alias).copied()
     }
 
+    /// The version that an artifact is, if it is one.
+    pub fn of_artifact(&self, name: &ModelName, manifest: &Digest) -> Option<u32> {
+        self.models.get(name)?.by_artifact.get(manifest).copied()
+    }
+
     /// How many aliases a model has.
     pub fn alias_count(&self, name: &ModelName) -> usize {
         let model = self.models.get(name);

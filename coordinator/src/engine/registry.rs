@@ -288,14 +288,19 @@ impl Engine {
         live.or_else(|| self.models.named_by(model, alias?))
     }
 
-    /// Compare and swap: refused if the alias names something else than was expected.
+    /// Compare and swap: refused if the alias names something else than was expected. One that names
+    /// `to` already is where it is to be: a call may come twice, the first time with its answer lost.
     fn check_alias(
         &self,
         model: &ModelName,
         alias: &Alias,
+        to: Option<u32>,
         expected: Option<u32>,
-    ) -> Result<Option<u32>, RegistryRefusal> {
+    ) -> Result<(), RegistryRefusal> {
         let now = self.models.named_by(model, alias);
+        if now.is_some() && now == to {
+            return Ok(());
+        }
         let found = now.unwrap_or(0);
         match expected.filter(|expected| *expected != found) {
             Some(expected) => Err(RegistryRefusal::AliasMoved {
@@ -312,7 +317,7 @@ impl Engine {
                 "alias",
                 format!("`{model}` has {MAX_ALIASES} aliases already"),
             )),
-            None => Ok(now),
+            None => Ok(()),
         }
     }
 
@@ -327,26 +332,35 @@ impl Engine {
             Some(version) => Some(self.models.resolve(model, version)?),
             None => None,
         };
-        let before = match target {
-            Some(_) => self.check_alias(model, alias, expected)?,
-            None => {
-                // One that a pipeline has made by a name of digits can be taken away, too.
-                let named = VersionRef::Alias(alias.clone());
-                let now = self.models.resolve(model, &named)?;
-                if let Some(expected) = expected.filter(|expected| *expected != now) {
-                    return Err(RegistryRefusal::AliasMoved {
-                        model: model.clone(),
-                        alias: alias.clone(),
-                        found: now,
-                        expected,
-                    });
-                }
-                Some(now)
-            }
+        let Some(target) = target else {
+            return self.remove_alias(model, alias, expected);
         };
+        self.check_alias(model, alias, Some(target), expected)?;
         let writes = &mut self.out.writes;
-        self.models.set_alias(model, alias, target, writes);
-        self.view_of(model, target.or(before).unwrap_or(0))
+        self.models.set_alias(model, alias, Some(target), writes);
+        self.view_of(model, target)
+    }
+
+    fn remove_alias(
+        &mut self,
+        model: &ModelName,
+        alias: &Alias,
+        expected: Option<u32>,
+    ) -> Result<VersionView, RegistryRefusal> {
+        // Also one of digits only, which a pipeline may have made.
+        let named = VersionRef::Alias(alias.clone());
+        let found = self.models.resolve(model, &named)?;
+        if let Some(expected) = expected.filter(|expected| *expected != found) {
+            return Err(RegistryRefusal::AliasMoved {
+                model: model.clone(),
+                alias: alias.clone(),
+                found,
+                expected,
+            });
+        }
+        let writes = &mut self.out.writes;
+        self.models.set_alias(model, alias, None, writes);
+        self.view_of(model, found)
     }
 
     fn annotate(
@@ -402,7 +416,9 @@ impl Engine {
         check_notes(&given.registration.notes)?;
         labels::check_tags(&given.tags).map_err(|why| invalid("tags", why))?;
         if let Some(alias) = &given.registration.alias {
-            self.check_alias(&model, alias, given.expected)?;
+            let manifest = &given.registration.artifact.manifest;
+            let known = self.models.of_artifact(&model, manifest);
+            self.check_alias(&model, alias, known, given.expected)?;
         }
         let version = ModelVersion {
             version: 0,

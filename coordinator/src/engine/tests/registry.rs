@@ -146,6 +146,22 @@ fn of_two_who_expect_the_same_one_moves_the_alias() {
 }
 
 #[test]
+fn a_move_that_is_asked_for_again_is_no_mistake() {
+    // Its answer may have been lost with the leader that gave it.
+    let mut cluster = Cluster::new();
+    import(&mut cluster, "a", None).unwrap();
+    for _ in 0..2 {
+        assert_eq!(alias(&mut cluster, "champion", Some("1"), Some(0)), Ok(1));
+    }
+    for _ in 0..2 {
+        let mut given = bundle("b", Some("champion"));
+        given.expected = Some(1);
+        let view = change(&mut cluster, RegistryCommand::Import(Box::new(given)));
+        assert_eq!(view.unwrap().version.version, 2);
+    }
+}
+
+#[test]
 fn an_alias_is_taken_away_only_from_what_was_expected() {
     let mut cluster = Cluster::new();
     import(&mut cluster, "a", Some("champion")).unwrap();
