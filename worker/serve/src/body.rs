@@ -8,11 +8,13 @@ use std::{
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::time::{Sleep, sleep};
 use tonic::Status;
 
 use crate::error::InferError;
@@ -33,20 +35,26 @@ impl Budget {
     }
 }
 
-/// A body whose bytes count against the budget until it is dropped.
+/// A body whose bytes count against the budget until it is dropped, and that ends with an error when
+/// it takes too long.
 #[derive(Debug)]
 pub(crate) struct Metered {
     body: Incoming,
     budget: Arc<Budget>,
     counted: usize,
+    within: Duration,
+    /// Only once it has to be waited for.
+    end: Option<Pin<Box<Sleep>>>,
 }
 
 impl Metered {
-    pub fn new(body: Incoming, budget: &Arc<Budget>) -> Self {
+    pub fn new(body: Incoming, budget: &Arc<Budget>, within: Duration) -> Self {
         Self {
             body,
             budget: Arc::clone(budget),
             counted: 0,
+            within,
+            end: None,
         }
     }
 }
@@ -67,7 +75,13 @@ impl Body for Metered {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
-            return Poll::Pending;
+            let within = self.within;
+            let end = self.end.get_or_insert_with(|| Box::pin(sleep(within)));
+            if end.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            let status = Status::deadline_exceeded("the body did not arrive in time");
+            return Poll::Ready(Some(Err(status.into())));
         };
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()

@@ -85,7 +85,8 @@ impl hyper::service::Service<Request<Incoming>> for HttpService {
     type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let request = request.map(|body| Metered::new(body, &self.inner.budget));
+        let within = self.inner.config.limits.body_within;
+        let request = request.map(|body| Metered::new(body, &self.inner.budget, within));
         let path = request.uri().path();
         let service = path
             .strip_prefix('/')

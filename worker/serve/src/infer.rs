@@ -2,12 +2,12 @@
 //! answered, counted.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, Weak},
     time::{Duration, Instant},
 };
 
 use emberline_common::{serving::ServingLimits, trace::TraceContext};
-use emberline_train::model::Predictions;
+use emberline_train::{matrix::Matrix, model::Predictions};
 use tokio::sync::oneshot;
 
 use crate::{
@@ -23,6 +23,8 @@ use crate::{
 
 /// How long an answer is waited for where the caller does not say.
 const LONGEST: Duration = Duration::from_secs(30);
+/// Requests with more numbers are read on a thread of their own.
+const MANY_NUMBERS: u64 = 32 << 10;
 /// The longest id of a request, in bytes.
 const MAX_ID_BYTES: usize = 256;
 
@@ -131,13 +133,18 @@ impl Inner {
         let limits: &ServingLimits = &route.limits;
         let outputs = version.schema.requested(&request.outputs);
         let outputs = outputs.map_err(unanswered(0))?;
-        let columns = version
-            .schema
-            .columns(request.inputs, limits.max_request_rows);
-        let columns = columns.map_err(unanswered(0))?;
+        let (inputs, most) = (request.inputs, limits.max_request_rows);
+        let is_large = numbers_in(&inputs) > MANY_NUMBERS;
+        let read = if is_large {
+            let version = Arc::clone(version);
+            let read = tokio::task::spawn_blocking(move || version.read(inputs, most));
+            let broken = || InferError::Failed("reading the request panicked".to_owned());
+            read.await.unwrap_or_else(|_| Err(broken()))
+        } else {
+            version.read(inputs, most)
+        };
+        let (columns, encoded) = read.map_err(unanswered(0))?;
         let rows = columns.rows;
-        let encoded = version.encode(&version.named(&columns));
-        let encoded = encoded.map_err(unanswered(rows))?;
 
         let within = request.within.unwrap_or(LONGEST).min(LONGEST);
         let deadline = request.arrived + within;
@@ -156,7 +163,24 @@ impl Inner {
         })?;
         let columns = Arc::new(columns);
         if let Some(shadow) = route.shadow_of(id, version) {
-            self.copy_to(route, shadow, version, &columns, id);
+            let copy = Copy {
+                server: Arc::downgrade(self),
+                route: Arc::clone(route),
+                shadow: Arc::clone(shadow),
+                answering: Arc::clone(version),
+                columns: Arc::clone(&columns),
+                id: Arc::clone(id),
+            };
+            if !is_large {
+                copy.queue();
+            } else if let Ok(turn) = Arc::clone(&self.copying).try_acquire_owned() {
+                tokio::task::spawn_blocking(move || {
+                    copy.queue();
+                    drop(turn);
+                });
+            } else {
+                shadow.counters.overloaded();
+            }
         }
 
         let too_late = || unanswered(rows)(InferError::Deadline(within));
@@ -195,54 +219,31 @@ impl Inner {
             predictions,
         })
     }
+}
 
-    /// Hands a copy of a request to a shadow, if there is room for it. Whatever comes of it is counted
-    /// for the shadow alone.
-    fn copy_to(
-        self: &Arc<Self>,
-        route: &Arc<Route>,
-        shadow: &Arc<Version>,
-        answering: &Arc<Version>,
-        columns: &Arc<RawColumns>,
-        id: &Arc<str>,
-    ) {
+/// A copy of a request for a shadow. Whatever comes of it is counted for the shadow alone.
+struct Copy {
+    server: Weak<Inner>,
+    route: Arc<Route>,
+    shadow: Arc<Version>,
+    answering: Arc<Version>,
+    columns: Arc<RawColumns>,
+    id: Arc<str>,
+}
+
+impl Copy {
+    /// Queues it, if there is room.
+    fn queue(self) {
         // It may take other columns than the version that answers; it finds its own by their names.
-        let named = answering.named(columns);
-        let encoded = match shadow.encode(&named) {
-            Ok(encoded) => encoded,
-            Err(_) => return shadow.counters.rejected(),
+        let named = self.answering.named(&self.columns);
+        let Ok(encoded) = self.shadow.encode(&named) else {
+            return self.shadow.counters.rejected();
         };
         let at = Instant::now();
-        let rows = columns.rows;
-        let (route, answering) = (Arc::clone(route), Arc::clone(answering));
-        let (of, columns, id) = (Arc::clone(shadow), Arc::clone(columns), Arc::clone(id));
-        let server = Arc::downgrade(self);
-        let reply = Reply::Shadow(Box::new(move |outputs| {
-            let predictions = outputs
-                .map_err(|why| InferError::Failed(format!("{why:?}")))
-                .and_then(|outputs| of.predictions(&outputs));
-            match predictions {
-                Ok(predictions) => {
-                    let predictions = Arc::new(predictions);
-                    let named = answering.named(&columns);
-                    let took = at.elapsed();
-                    of.counters.answered(took, &named, &predictions);
-                    of.took(took);
-                    route
-                        .answered
-                        .note_shadow(&id, rows, of.given(&predictions));
-                }
-                Err(_) => {
-                    of.counters.failed(rows);
-                    if let Some(server) = server.upgrade() {
-                        server.an_error_appeared();
-                    }
-                }
-            }
-        }));
+        let shadow = Arc::clone(&self.shadow);
         let job = Job {
             rows: encoded,
-            reply,
+            reply: Reply::Shadow(Box::new(move |outputs| self.computed(outputs, at))),
             deadline: Some(at + LONGEST),
             at,
         };
@@ -250,6 +251,42 @@ impl Inner {
             shadow.counters.overloaded();
         }
     }
+
+    fn computed(self, outputs: Result<Matrix, NotComputed>, at: Instant) {
+        let (of, rows) = (&self.shadow, self.columns.rows);
+        let predictions = match outputs {
+            // There was no time for it: that says nothing against it.
+            Err(NotComputed::Expired) => return of.counters.overloaded(),
+            Err(NotComputed::Failed(why)) => Err(InferError::Failed(why)),
+            Ok(outputs) => of.predictions(&outputs),
+        };
+        match predictions {
+            Ok(predictions) => {
+                let predictions = Arc::new(predictions);
+                let named = self.answering.named(&self.columns);
+                let took = at.elapsed();
+                of.counters.answered(took, &named, &predictions);
+                of.took(took);
+                let given = of.given(&predictions);
+                self.route.answered.note_shadow(&self.id, rows, given);
+            }
+            Err(_) => {
+                of.counters.failed(rows);
+                if let Some(server) = self.server.upgrade() {
+                    server.an_error_appeared();
+                }
+            }
+        }
+    }
+}
+
+/// Numbers, or other values, that a request says it has.
+fn numbers_in(tensors: &[Tensor]) -> u64 {
+    let of = |tensor: &Tensor| {
+        let dims = tensor.shape.iter().map(|dim| dim.unsigned_abs());
+        dims.fold(1, u64::saturating_mul)
+    };
+    tensors.iter().map(of).fold(0, u64::saturating_add)
 }
 
 impl Version {

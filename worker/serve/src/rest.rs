@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde_json::{Value, json};
-use tonic::body::Body;
+use tonic::{Code, Status, body::Body};
 
 use crate::{
     body::Metered,
@@ -210,23 +210,17 @@ async fn read(inner: &Inner, headers: &HeaderMap, body: Metered) -> Result<Bytes
     if said.is_some_and(|said| said > most) {
         return Err(too_large());
     }
-    let collected = Limited::new(body, most).collect();
-    match tokio::time::timeout(limits.body_within, collected).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
-        Ok(Err(error)) if error.is::<tonic::Status>() => {
-            let why = error.downcast::<tonic::Status>();
-            let why = why.map_or_else(|_| String::new(), |status| status.message().to_owned());
-            Err(InferError::Overloaded(why).into())
-        }
-        Ok(Err(_)) => Err(refusal(
-            StatusCode::BAD_REQUEST,
-            "the body did not arrive whole",
-        )),
-        Err(_) => Err(refusal(
-            StatusCode::REQUEST_TIMEOUT,
-            "the body did not arrive in time",
-        )),
+    match Limited::new(body, most).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
+        // What the body itself says: too slow, or too much of all together.
+        Err(error) => Err(match error.downcast::<Status>() {
+            Ok(status) if status.code() == Code::DeadlineExceeded => {
+                refusal(StatusCode::REQUEST_TIMEOUT, status.message())
+            }
+            Ok(status) => InferError::Overloaded(status.message().to_owned()).into(),
+            Err(_) => refusal(StatusCode::BAD_REQUEST, "the body did not arrive whole"),
+        }),
     }
 }
 

@@ -67,6 +67,8 @@ pub(crate) struct Inner {
     pub pool: Pool,
     pub routes: ArcSwap<Routes>,
     pub loading: Semaphore,
+    /// Large copies for shadows that are made at once.
+    pub copying: Arc<Semaphore>,
     pub budget: Arc<Budget>,
     pub log: Log,
     pub relay: Relay,
@@ -210,6 +212,7 @@ impl InferenceServer {
             pool,
             routes: ArcSwap::default(),
             loading: Semaphore::new(LOADING),
+            copying: Arc::new(Semaphore::new(1)),
             budget: Budget::new(config.limits.max_receiving_bytes),
             log,
             relay: Relay::default(),

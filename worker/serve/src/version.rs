@@ -19,6 +19,7 @@ use crate::{
     metrics::Instruments,
     pool::{Forward, Pool, Slot},
     schema::{Named, RawColumns, Schema},
+    tensor::Tensor,
 };
 
 /// The network of a version, as the threads that compute know it.
@@ -126,6 +127,17 @@ impl Version {
             };
             InferError::bad(field, e.to_string())
         })
+    }
+
+    /// The columns of a request, checked, and the numbers that the network takes for them.
+    pub fn read(
+        &self,
+        tensors: Vec<Tensor>,
+        max_rows: u32,
+    ) -> Result<(RawColumns, Matrix), InferError> {
+        let columns = self.schema.columns(tensors, max_rows)?;
+        let encoded = self.encode(&self.named(&columns))?;
+        Ok((columns, encoded))
     }
 
     /// What the network's outputs say.

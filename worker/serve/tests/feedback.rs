@@ -130,6 +130,38 @@ async fn labels_are_held_against_what_was_predicted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_label_is_also_held_against_what_a_shadow_said() {
+    let served_by = Served::start().await;
+    let one = served_by.place.put(&FACTORY).await;
+    let two = served_by.place.put(&FACTORY_2).await;
+    let shadow = Traffic::Shadow { share: 10_000 };
+    let versions = vec![served(1, one, Traffic::Live), served(2, two, shadow)];
+    served_by.apply(plan(1, vec![model("factory", versions)]));
+    served_by.until_ready().await;
+    let mut client = served_by.grpc().await;
+    let stats = |version| served_by.version("factory", version).unwrap().stats;
+    // A copy that was computed before the answer was noted is not remembered: rare, and no harm.
+    let mut labelled = 0;
+    while stats(2).quality.labels == 0 {
+        let id = format!("r-{labelled}");
+        client
+            .model_infer(factory_request(&id, &[machine(7)]))
+            .await
+            .unwrap();
+        labelled += 1;
+        served_by
+            .until("the shadow has seen it", || {
+                (stats(2).requests + stats(2).overloaded == labelled).then_some(())
+            })
+            .await;
+        submit(&served_by, vec![label(&id, 0, "yes")]).await;
+        assert!(labelled < 100, "no label was held against the shadow");
+    }
+    assert_eq!(stats(1).quality.labels, labelled);
+    served_by.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_label_finds_the_replica_that_had_answered() {
     let first = Served::factory().await;
     let second = Served::start_with(config("w2")).await;

@@ -350,6 +350,73 @@ async fn several_models_and_versions_answer_side_by_side() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn images_in_bytes_may_come_as_numbers() {
+    let served = Served::start().await;
+    let artifact = served.place.put(&COLOURED).await;
+    let versions = vec![support::served(1, artifact, Traffic::Live)];
+    served.apply(plan(1, vec![model("photos", versions)]));
+    served.until_ready().await;
+    // As it lies in the column: pixel after pixel, with the channels last.
+    let bytes: Vec<u8> = (0..96).map(|n| (n * 5) as u8).collect();
+    let infer = |input: serde_json::Value, raw: Vec<u8>| {
+        let head = json!({ "inputs": [input] }).to_string();
+        let headers = format!("inference-header-content-length: {}\r\n", head.len());
+        let body = [head.into_bytes(), raw].concat();
+        let served = &served;
+        async move {
+            served
+                .post_bytes("/v2/models/photos/infer", &body, &headers)
+                .await
+        }
+    };
+    let one = |datatype: &str, shape: &[usize], size: usize| {
+        json!({
+            "name": "photo", "datatype": datatype, "shape": shape,
+            "parameters": { "binary_data_size": size },
+        })
+    };
+    let with_lengths: Vec<u8> = (bytes.chunks(48))
+        .flat_map(|image| [&48u32.to_le_bytes()[..], image].concat())
+        .collect();
+    let expected = infer(one("BYTES", &[2], 104), with_lengths).await.json()["outputs"].clone();
+    assert_eq!(expected[0]["shape"], json!([2, 2]));
+    let flat = infer(one("UINT8", &[2, 48], 96), bytes.clone()).await;
+    assert_eq!(flat.json()["outputs"], expected);
+    // Channel after channel.
+    let planes: Vec<u8> = (bytes.chunks(48))
+        .flat_map(|image| (0..3).flat_map(move |c| image.iter().skip(c).step_by(3).copied()))
+        .collect();
+    let planes = infer(one("UINT8", &[2, 3, 4, 4], 96), planes).await;
+    assert_eq!(planes.json()["outputs"], expected);
+    let halves: Vec<u8> = (0..48).flat_map(|_| 0.5f32.to_le_bytes()).collect();
+    let refused = infer(one("FP32", &[1, 48], 192), halves).await;
+    assert!(
+        refused
+            .error()
+            .contains("has 0.5 in row 0: this model takes pixels as integers from 0 to 255")
+    );
+    let short = [&3u32.to_le_bytes()[..], b"abc"].concat();
+    let refused = infer(one("BYTES", &[1], 7), short).await;
+    assert!(
+        refused
+            .error()
+            .contains("the image in column `photo`, row 0, has 3 bytes, but 48 are expected"),
+        "{}",
+        refused.error()
+    );
+    let drift = served.version("photos", 1).unwrap().stats.input_drift;
+    assert_eq!((drift[0].column.as_str(), drift[0].values), ("photo", 6));
+
+    // A large request is read on another thread, and answered all the same.
+    let rows = 1000;
+    let many = infer(one("UINT8", &[rows, 48], rows * 48), vec![7; rows * 48])
+        .await
+        .json();
+    assert_eq!(many["outputs"][0]["shape"], json!([rows, 2]));
+    served.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_callers_deadline_and_an_overflow_are_answered_at_once_and_pass() {
     let served = Served::start().await;
     served

@@ -206,6 +206,36 @@ pub static PIXELS: LazyLock<ModelFiles> = LazyLock::new(|| {
     trained(spec, table(columns, &rows).path())
 });
 
+/// The same images, of three channels, in a column of bytes.
+pub static COLOURED: LazyLock<ModelFiles> = LazyLock::new(|| {
+    let image = |n: u8| -> Vec<u8> {
+        let byte = |p: u8| (n % 2) * 150 + n.wrapping_mul(7).wrapping_add(p.wrapping_mul(13)) % 100;
+        (0..48).map(byte).collect()
+    };
+    let images: Vec<Vec<u8>> = (0..120).map(image).collect();
+    let rows = images.iter().zip(0..);
+    let rows = rows.map(|(image, n)| vec![Value::Bytes(image), Value::Integer(n % 2)]);
+    let rows: Vec<_> = rows.collect();
+    let columns = vec![
+        column("photo", ColumnType::Bytes),
+        column("light", ColumnType::Integer),
+    ];
+    let spec = json!({
+        "task": "classification",
+        "label": "light",
+        "model": {
+            "family": "cnn",
+            "image": { "channels": 3, "height": 4, "width": 4, "column": "photo" },
+            "channels": [4],
+            "hidden": 8,
+        },
+        "epochs": 2,
+        "batch_size": 16,
+        "seed": 3,
+    });
+    trained(spec, table(columns, &rows).path())
+});
+
 /// A store with models in it, and a cache.
 pub struct Place {
     dir: TempDir,
