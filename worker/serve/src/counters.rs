@@ -15,7 +15,7 @@ use emberline_common::serving::{
 };
 use emberline_train::{model::Predictions, reference::prediction_bins};
 
-use crate::{drift::Drift, schema::Named};
+use crate::{columns::Named, drift::Drift};
 
 /// Shards: more than cores that would contend are of no use.
 const SHARDS: usize = 8;

@@ -12,7 +12,7 @@ use emberline_train::{
 use emberline_worker::documents::{Reference, ReferenceBins, ReferenceColumn};
 use std::sync::atomic::Ordering::Relaxed;
 
-use crate::{counters::Sharded, schema::Named};
+use crate::{columns::Named, counters::Sharded};
 
 /// The reference of a model, and what was seen since.
 #[derive(Debug, Default)]

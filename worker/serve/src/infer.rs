@@ -11,11 +11,12 @@ use emberline_train::{matrix::Matrix, model::Predictions};
 use tokio::sync::oneshot;
 
 use crate::{
+    columns::RawColumns,
     error::{InferError, cut},
     feedback::Given,
     pool::{Full, Job, NotComputed, Reply},
     routes::Route,
-    schema::{Output, RawColumns},
+    schema::Output,
     server::Inner,
     tensor::Tensor,
     version::Version,

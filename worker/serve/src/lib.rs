@@ -11,6 +11,7 @@
 //! without an end.
 
 mod body;
+mod columns;
 mod config;
 mod connections;
 mod counters;

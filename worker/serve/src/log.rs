@@ -27,12 +27,12 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    columns::{RawColumns, Values},
     config::ServeConfig,
     feedback::Truth,
     parquet_log,
     relay::Label,
     routes::Route,
-    schema::{RawColumns, Values},
     version::Version,
 };
 

@@ -6,9 +6,9 @@ use emberline_train::{fit::most_probable, model::Predictions};
 use parquet::{arrow::ArrowWriter, basic::Compression, file::properties::WriterProperties};
 
 use crate::{
+    columns::Values,
     feedback::Truth,
     log::{LabelRecord, Prediction},
-    schema::Values,
 };
 
 /// Classes whose probabilities have a column each; of models with more only the class is kept.

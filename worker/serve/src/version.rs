@@ -13,12 +13,13 @@ use emberline_train::{
 use opentelemetry::KeyValue;
 
 use crate::{
+    columns::{Named, RawColumns},
     counters::Counters,
     drift::Drift,
     error::InferError,
     metrics::Instruments,
     pool::{Forward, Pool, Slot},
-    schema::{Named, RawColumns, Schema},
+    schema::Schema,
     tensor::Tensor,
 };
 
