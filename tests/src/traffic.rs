@@ -11,7 +11,7 @@ use std::{
 };
 
 use emberline_proto::inference::{
-    InferTensorContents, ModelInferRequest,
+    InferTensorContents, ModelInferRequest, ModelInferResponse,
     grpc_inference_service_client::GrpcInferenceServiceClient,
     model_infer_request::InferInputTensor,
 };
@@ -66,6 +66,26 @@ pub struct Traffic {
     threads: Vec<JoinHandle<()>>,
 }
 
+fn note(
+    answers: &mut Answers,
+    id: &str,
+    answer: Result<tonic::Response<ModelInferResponse>, tonic::Status>,
+) {
+    match answer {
+        Ok(answer) => {
+            let answer = answer.into_inner();
+            assert_eq!(answer.id, id);
+            let version = answer.model_version;
+            *answers.by_version.entry(version.clone()).or_default() += 1;
+            answers.ids.insert(id.to_owned(), version);
+        }
+        Err(status) if answers.failures.len() < 20 => {
+            answers.failures.push(format!("{id}: {status}"));
+        }
+        Err(_) => {}
+    }
+}
+
 impl Traffic {
     /// So many clients of the server at this address, each with one request after the other. Requests have
     /// the ids `r-0`, `r-1` and so on; that of `r-n` is about the pressure `n` modulo [`PRESSURES`].
@@ -93,21 +113,7 @@ impl Traffic {
                         let answer = client
                             .model_infer(request(&model, &id, n % PRESSURES))
                             .await;
-                        let mut answers = answers.lock().unwrap();
-                        match answer {
-                            Ok(answer) => {
-                                let answer = answer.into_inner();
-                                assert_eq!(answer.id, id);
-                                let version = answer.model_version;
-                                *answers.by_version.entry(version.clone()).or_default() += 1;
-                                answers.ids.insert(id, version);
-                            }
-                            Err(status) if answers.failures.len() < 20 => {
-                                answers.failures.push(format!("{id}: {status}"));
-                            }
-                            Err(_) => {}
-                        }
-                        drop(answers);
+                        note(&mut answers.lock().unwrap(), &id, answer);
                         // Some hundred a second: the machine is for those who answer.
                         tokio::time::sleep(Duration::from_millis(2)).await;
                     }
