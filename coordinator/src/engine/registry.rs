@@ -420,6 +420,7 @@ impl Engine {
             let known = self.models.of_artifact(&model, manifest);
             self.check_alias(&model, alias, known, given.expected)?;
         }
+        let alias = given.registration.alias.clone();
         let version = ModelVersion {
             version: 0,
             origin: Origin::Bundle {
@@ -434,6 +435,9 @@ impl Engine {
         };
         let registered = self.models.register(version, &mut self.out.writes);
         let number = registered.map_err(|why| invalid("lineage", why))?;
+        if let Some(alias) = alias {
+            self.point(&model, &alias, number);
+        }
         self.view_of(&model, number)
     }
 }

@@ -21,7 +21,7 @@ use emberline_common::{
     resources::Resources,
     run_view::{ArtifactRef, AttemptTiming, RunState, RunView, TaskState},
     serving::{ServingOffer, ServingPlan, ServingStatus},
-    spec::PipelineSpec,
+    spec::{PipelineSpec, kinds::BuiltinKind},
     time::Timestamp,
 };
 use serde_json::{Map, Value, json};
@@ -158,7 +158,8 @@ impl Cluster {
         serving: Option<(ServingOffer, ServingStatus)>,
     ) -> SessionId {
         let kinds = ["convert", "train", "noop", "deploy"];
-        let kinds = kinds.map(|kind| (StageKind::new(kind).unwrap(), 1));
+        let version = |kind| BuiltinKind::from_name(kind).unwrap().version();
+        let kinds = kinds.map(|kind| (StageKind::new(kind).unwrap(), version(kind)));
         self.handle(Command::WorkerRegistered(Box::new(WorkerHello {
             session: SessionId(number),
             worker: WorkerName::new(name).unwrap(),
