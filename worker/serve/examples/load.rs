@@ -81,7 +81,7 @@ fn trained(dir: &Path) -> (Vec<u8>, Vec<u8>) {
         .input("raw", ArtifactType::Files, dir)
         .build();
     let parts = Convert.run(&convert.ctx).unwrap();
-    let table = convert.output(&parts.artifacts, "table");
+    let table = convert.output(&parts.artifacts, "data");
     let train = TestContext::builder()
         .spec(json!({
             "task": "classification",
