@@ -16,10 +16,14 @@ use tower_service::Service;
 
 use crate::{
     body::Metered,
+    codec,
     grpc::{Feedback, Inference},
     rest,
     server::Inner,
 };
+
+/// The largest message of labels, of which there are at most 1,000.
+const MAX_FEEDBACK_BYTES: usize = 1 << 20;
 
 /// Answers everything on the port. Cheap to clone.
 #[derive(Clone)]
@@ -57,7 +61,8 @@ impl HttpService {
         let service = Self {
             inner: Arc::clone(inner),
             inference: GrpcInferenceServiceServer::new(inference).max_decoding_message_size(most),
-            feedback: FeedbackServiceServer::new(feedback).max_decoding_message_size(most),
+            feedback: FeedbackServiceServer::new(feedback)
+                .max_decoding_message_size(most.min(MAX_FEEDBACK_BYTES)),
             others: routes.routes().prepare(),
         };
         let mut ready = inner.watch_ready();
@@ -92,6 +97,10 @@ impl hyper::service::Service<Request<Incoming>> for HttpService {
             .strip_prefix('/')
             .and_then(|path| path.split('/').next());
         match service {
+            Some(_) if path == codec::MODEL_INFER => {
+                let inner = Arc::clone(&self.inner);
+                async move { Ok(codec::model_infer(&inner, request).await) }.boxed()
+            }
             Some(grpc_inference_service_server::SERVICE_NAME) => {
                 self.inference.clone().call(request)
             }

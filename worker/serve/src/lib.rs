@@ -11,6 +11,7 @@
 //! without an end.
 
 mod body;
+mod codec;
 mod columns;
 mod config;
 mod connections;

@@ -326,10 +326,10 @@ impl Inner {
         })?;
         let fetched = artifacts.fetch(&load.served.artifact).await;
         let fetched = fetched.map_err(|e| LoadError {
+            // A store that is not mounted looks as if nothing were in it.
             passes: !matches!(
                 e,
-                ArtifactError::NotFound { .. }
-                    | ArtifactError::Corrupted { .. }
+                ArtifactError::Corrupted { .. }
                     | ArtifactError::TooLarge { .. }
                     | ArtifactError::Mismatch { .. }
                     | ArtifactError::Manifest { .. }

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use emberline_common::serving::ServingLimits;
-use emberline_proto::inference::{InferTensorContents, ModelInferRequest};
+use emberline_proto::inference::{
+    InferTensorContents, ModelInferRequest, model_infer_request::InferInputTensor,
+};
 use emberline_worker::serving::Serving as _;
 use serde_json::{Value as Json, json};
 use support::*;
@@ -188,6 +190,18 @@ async fn every_wrong_tensor_is_told_with_its_column_over_grpc() {
     assert_eq!(
         (stats.rejected, stats.errors, stats.requests),
         (count - 2, 0, 1)
+    );
+
+    // Many empty tensors, which are small on the wire only.
+    let mut many = factory_request("", &[machine(10)]);
+    many.inputs = vec![InferInputTensor::default(); 12_000];
+    let status = client.model_infer(many).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert!(
+        status
+            .message()
+            .contains("has 12000 tensors and outputs, more than 10000"),
+        "{status:?}"
     );
 
     // A message that is larger than anybody may send.

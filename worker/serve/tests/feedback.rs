@@ -349,3 +349,72 @@ async fn inputs_unlike_those_of_the_training_are_seen() {
     );
     served.server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_of_before_references_is_served_without_drift() {
+    let mut old = FACTORY.clone();
+    let mut document: serde_json::Value = serde_json::from_slice(&old.document).unwrap();
+    assert!(
+        document
+            .as_object_mut()
+            .unwrap()
+            .remove("reference")
+            .is_some()
+    );
+    old.document = serde_json::to_vec(&document).unwrap();
+    let served_by = Served::start().await;
+    let artifact = served_by.place.put(&old).await;
+    let versions = vec![served(1, artifact, Traffic::Live)];
+    served_by.apply(plan(1, vec![model("factory", versions)]));
+    served_by.until_ready().await;
+    let request = factory_request("", &[machine(1)]);
+    served_by.grpc().await.model_infer(request).await.unwrap();
+    let stats = served_by.version("factory", 1).unwrap().stats;
+    assert_eq!(
+        (
+            stats.requests,
+            stats.input_drift.len(),
+            stats.prediction_drift
+        ),
+        (1, 0, None)
+    );
+    served_by.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_store_does_not_take_is_dropped_and_counted() {
+    let mut config = config("w1");
+    let setup = emberline_common::telemetry::Setup {
+        service: "emberline-worker",
+        instance: "test".to_owned(),
+    };
+    config.telemetry = emberline_common::telemetry::Telemetry::start(&setup).unwrap();
+    config.limits.log_every = Duration::from_millis(20);
+    let served = Served::start_with(config).await;
+    let limits = ServingLimits {
+        log_per_million: 1_000_000,
+        ..limits()
+    };
+    served.serve_factory(limits).await;
+    // A file where the logs' directory would be.
+    std::fs::write(served.place.path().join("store/predictions"), "").unwrap();
+    served
+        .grpc()
+        .await
+        .model_infer(factory_request("", &[machine(1)]))
+        .await
+        .unwrap();
+    let deadline = std::time::Instant::now() + WITHIN;
+    loop {
+        let page = served.get("/metrics").await;
+        let page = String::from_utf8(page.body).unwrap();
+        let dropped = page
+            .lines()
+            .find(|l| l.starts_with("emberline_serving_log_dropped_total"));
+        if dropped.is_some_and(|line| line.ends_with(" 1")) {
+            break;
+        }
+        assert!(std::time::Instant::now() < deadline, "{page}");
+    }
+    served.server.stop().await;
+}

@@ -160,6 +160,21 @@ fn a_model_is_trained_saved_and_evaluated() {
     let names: Vec<_> = document.inputs.iter().map(|i| i.name.as_str()).collect();
     assert_eq!(names, ["kind", "torque", "speed"]);
     assert_eq!(document.inputs[0].categories, ["H", "L", "M"]);
+    let reference = document.reference.as_ref().unwrap();
+    let columns = reference.columns.iter();
+    let columns = columns.map(|c| {
+        (
+            c.name.as_str(),
+            c.counts.iter().sum::<u64>(),
+            c.counts.len(),
+        )
+    });
+    assert_eq!(
+        columns.collect::<Vec<_>>(),
+        [("kind", 300, 4), ("torque", 300, 10), ("speed", 300, 10)]
+    );
+    // Of the validation part.
+    assert_eq!(reference.predictions.iter().sum::<u64>(), 120);
     assert_eq!(
         document.best_epoch,
         output.results["best_epoch"].as_u64().unwrap() as u32
