@@ -12,9 +12,10 @@ if ! "$environment/bin/python" -c 'import grpc, grpc_reflection, grpc_health, go
     fresh=$(mktemp -d "$tools/python.XXXXXX")
     trap 'rm -rf "$fresh"' EXIT
     python3 -m venv "$fresh" >&2
+    # Today's tritonclient does not go with protobuf 7, and without this pip takes one of 2023.
     "$fresh/bin/python" -m pip install --quiet --disable-pip-version-check \
         grpcio grpcio-reflection grpcio-health-checking googleapis-common-protos \
-        'tritonclient[grpc,http]' safetensors numpy \
+        'tritonclient[grpc,http]' 'protobuf<7' safetensors numpy \
         -r "$(dirname "$0")/../../examples/sklearn-exec/requirements.txt" >&2
     rm -rf "$environment"
     # `python -m` and plain imports do not need the paths that a venv's scripts have in them.
