@@ -7,9 +7,13 @@ prints what it saw as one JSON object: under `grpc` and `http` the same keys.
 import json
 import sys
 
+import grpc
 import numpy as np
 import tritonclient.grpc
 import tritonclient.http
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
 from tritonclient.utils import InferenceServerException
 
 MODEL = "factory"
@@ -107,15 +111,17 @@ def seen_by(protocol, client, typed: dict, code) -> dict:
 
 
 def main(address: str) -> None:
+    with grpc.insecure_channel(address) as channel:
+        services = sorted(ProtoReflectionDescriptorDatabase(channel).get_services())
     with tritonclient.grpc.InferenceServerClient(address) as client:
-        grpc = seen_by(tritonclient.grpc, client, {}, lambda e: e.status())
+        by_grpc = seen_by(tritonclient.grpc, client, {}, lambda e: e.status())
         metadata = client.get_model_metadata(MODEL, as_json=True)
-        grpc["inputs"] = [[i["name"], i["datatype"]] for i in metadata["inputs"]]
-        grpc["server"] = client.get_server_metadata(as_json=True)["name"]
-        grpc["index"] = [m["name"] for m in client.get_model_repository_index(as_json=True)["models"]]
+        by_grpc["inputs"] = [[i["name"], i["datatype"]] for i in metadata["inputs"]]
+        by_grpc["server"] = client.get_server_metadata(as_json=True)["name"]
+        by_grpc["index"] = [m["name"] for m in client.get_model_repository_index(as_json=True)["models"]]
         result = client.infer(MODEL, inputs_of(tritonclient.grpc, 1), request_id="py-2")
         answer = result.get_response(as_json=True)
-        grpc["answer"] = [answer["id"], answer["model_version"]]
+        by_grpc["answer"] = [answer["id"], answer["model_version"]]
     with tritonclient.http.InferenceServerClient(address) as client:
         typed = {"input": {"binary_data": False}, "output": {"binary_data": False}}
         http = seen_by(tritonclient.http, client, typed, lambda e: e.status())
@@ -126,7 +132,7 @@ def main(address: str) -> None:
         result = client.infer(MODEL, inputs_of(tritonclient.http, 1), request_id="py-2")
         answer = result.get_response()
         http["answer"] = [answer["id"], answer["model_version"]]
-    json.dump({"grpc": grpc, "http": http}, sys.stdout)
+    json.dump({"grpc": by_grpc, "http": http, "services": services}, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,13 @@ const LED: [&str; 7] = [
     dora_service_server::SERVICE_NAME,
 ];
 
+/// The services that are answered whoever leads.
+const ALWAYS: [&str; 3] = [
+    "grpc.health.v1.Health",
+    "grpc.reflection.v1.ServerReflection",
+    "grpc.reflection.v1alpha.ServerReflection",
+];
+
 /// What answers while this coordinator leads.
 #[derive(Clone)]
 pub(crate) struct Answering {
@@ -135,9 +142,13 @@ fn always(health: HealthServer<impl tonic_health::pb::health_server::Health>) ->
     routes.add_service(health);
     // The descriptors are made by our own build: they cannot be malformed.
     let reflection = || {
-        tonic_reflection::server::Builder::configure()
+        let builder = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(emberline_proto::FILE_DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+        // The descriptors also have the services that serving workers answer.
+        LED.into_iter()
+            .chain(ALWAYS)
+            .fold(builder, |builder, name| builder.with_service_name(name))
     };
     match (reflection().build_v1(), reflection().build_v1alpha()) {
         (Ok(v1), Ok(v1alpha)) => {

@@ -22,6 +22,15 @@ use crate::{
     server::Inner,
 };
 
+/// The services of this port.
+const ANSWERED: [&str; 5] = [
+    grpc_inference_service_server::SERVICE_NAME,
+    feedback_service_server::SERVICE_NAME,
+    "grpc.health.v1.Health",
+    "grpc.reflection.v1.ServerReflection",
+    "grpc.reflection.v1alpha.ServerReflection",
+];
+
 /// The largest message of labels, of which there are at most 1,000.
 const MAX_FEEDBACK_BYTES: usize = 1 << 20;
 
@@ -45,9 +54,13 @@ impl HttpService {
         let mut routes = Routes::builder();
         routes.add_service(health);
         let reflection = || {
-            tonic_reflection::server::Builder::configure()
+            let builder = tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(emberline_proto::FILE_DESCRIPTOR_SET)
-                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+            // Of all services that are described, those that are answered here.
+            ANSWERED
+                .into_iter()
+                .fold(builder, |builder, name| builder.with_service_name(name))
         };
         match (reflection().build_v1(), reflection().build_v1alpha()) {
             (Ok(v1), Ok(v1alpha)) => {

@@ -46,6 +46,17 @@ async fn tritonclient_sees_the_same_over_both_protocols() {
     );
     let seen: Value = serde_json::from_slice(&output.stdout).unwrap();
 
+    assert_eq!(
+        seen["services"],
+        json!([
+            "emberline.v1.FeedbackService",
+            "grpc.health.v1.Health",
+            "grpc.reflection.v1.ServerReflection",
+            "grpc.reflection.v1alpha.ServerReflection",
+            "inference.GRPCInferenceService",
+        ])
+    );
+
     // What our own client gets is what it got.
     let machines: Vec<Machine> = (0..5).map(machine).collect();
     let answer = served
