@@ -152,6 +152,8 @@ pub enum Command {
     Rollback(RollbackArguments),
     /// Say what is live where.
     Environments,
+    /// Tell what turned out to be true of predictions of a served model.
+    Feedback(FeedbackArguments),
     /// Show DORA's metrics of delivery, or explain one deployment's lead time.
     Dora(DoraArguments),
     /// Tell the cluster what outside systems know: merged changes, incidents.
@@ -527,6 +529,18 @@ pub struct RollbackArguments {
     /// Only if this deployment is what would be undone.
     #[arg(long, value_name = "DEPLOYMENT")]
     pub expected: Option<String>,
+}
+
+/// What turned out to be true.
+#[derive(Debug, Args)]
+pub struct FeedbackArguments {
+    /// The model.
+    pub model: String,
+    /// The file with one JSON object for each row, one after the other: `{"id": "order-4711", "row": 0, "label": "ok"}`; `-` for standard input.
+    pub file: PathBuf,
+    /// The environment whose replicas have answered.
+    #[arg(long, default_value = "production", value_name = "NAME")]
+    pub environment: String,
 }
 
 /// Which metrics of delivery.

@@ -199,3 +199,92 @@ fn a_killed_process_serves_again_what_was_live() {
     });
     assert_eq!(answer.unwrap().into_inner().model_version, "1");
 }
+
+#[test]
+fn labels_come_back_by_request_id_and_are_seen_of_each_version() {
+    let (fleet, _dev, address) = served();
+    let traffic = Traffic::start(&address, "pumps", 2);
+    wait_for("enough requests", seconds(20), || {
+        (traffic.answered_by(1) >= 64).then_some(())
+    });
+    let answers = traffic.stop();
+    let truth = |n: u64| {
+        if n % traffic::PRESSURES > 31 {
+            "worn"
+        } else {
+            "healthy"
+        }
+    };
+    let mut lines: Vec<String> = (0..64)
+        .map(|n| json!({"id": format!("r-{n}"), "row": 0, "label": truth(n)}).to_string())
+        .collect();
+    assert!(answers.ids.contains_key("r-63"));
+    // Told twice, too late or never answered, and what no label can be.
+    lines.extend([
+        lines[0].clone(),
+        json!({"id": "r-x", "label": "worn"}).to_string(),
+    ]);
+    fleet.place.write("labels.jsonl", lines.join("\n"));
+    let told = fleet.call(&["feedback", "pumps", "labels.jsonl"]);
+    assert_eq!(told.code, Some(0), "{}", told.stderr);
+    assert_eq!(
+        told.stdout.trim(),
+        "64 counted, 1 repeated, 1 unknown, 0 refused"
+    );
+    let counted = wait_for("the leader has heard of it", seconds(10), || {
+        let counted = fleet.deployment("d1")["serving"]["version"].clone();
+        (counted["labels"] == 64).then_some(counted)
+    });
+    assert!(counted["accuracy"].as_f64().unwrap() > 0.9, "{counted:#}");
+    let wrong = json!({"id": "r-5", "row": 7, "label": "worn"}).to_string();
+    fleet.place.write("wrong.jsonl", wrong);
+    for (arguments, part) in [
+        (&["feedback", "pumps", "wrong.jsonl"][..], "row 7"),
+        (&["feedback", "pump", "labels.jsonl"], "no `pump` is live"),
+        (&["feedback", "pumps", "none.jsonl"], "none.jsonl"),
+        (&["feedback", "pumps", "pumps.yaml"], "pumps.yaml:1:1"),
+    ] {
+        let told = fleet.call(arguments);
+        assert_eq!(told.code, Some(2), "{arguments:?}");
+        assert!(told.stderr.contains(part), "{arguments:?}: {}", told.stderr);
+    }
+}
+
+#[test]
+fn a_version_that_labels_show_to_be_worse_is_taken_back() {
+    let (fleet, _dev, address) = served();
+    let traffic = Traffic::start(&address, "pumps", 4);
+    let bad = fleet.deliver(
+        "bad",
+        1,
+        ", strategy: { type: canary, steps: [ { weight: 50, for: 60s } ], min_requests: 20, conditions: { quality: { metric: accuracy, tolerance: 0.1, min_labels: 20 } } }",
+    );
+    let mut told = 0;
+    let done = wait_for("it is given up", seconds(60), || {
+        let answers = traffic.so_far();
+        let labels: Vec<String> = (answers.ids.keys())
+            .filter_map(|id| id.strip_prefix("r-")?.parse::<u64>().ok())
+            .filter(|n| *n >= told)
+            .map(|n| {
+                let truth = if n % traffic::PRESSURES > 31 {
+                    "worn"
+                } else {
+                    "healthy"
+                };
+                json!({"id": format!("r-{n}"), "label": truth}).to_string()
+            })
+            .collect();
+        told += labels.len() as u64;
+        if !labels.is_empty() {
+            fleet.place.write("labels.jsonl", labels.join("\n"));
+            let call = fleet.call(&["feedback", "pumps", "labels.jsonl", "-q"]);
+            assert_eq!(call.code, Some(0), "{}", call.stderr);
+        }
+        let now = fleet.deployment(&bad);
+        (now["outcome"] != "in_progress").then_some(now)
+    });
+    assert_eq!(done["outcome"], "aborted");
+    let why = done["failure"]["why"].as_str().unwrap();
+    assert!(why.contains("`quality`: accuracy"), "{why}");
+    assert_eq!(traffic.stop().failures, Vec::<String>::new());
+}

@@ -36,8 +36,17 @@ pub async fn events(
     outcome.and(closed)
 }
 
-/// The events in a file, one JSON object after the other.
+/// The events in a file.
 fn read(file: &Path) -> Result<Vec<Value>, Exit> {
+    let events = objects(file)?;
+    if events.is_empty() {
+        return Err(Exit::input(format!("`{}` holds no event", file.display())));
+    }
+    Ok(events)
+}
+
+/// What is in a file (`-` is standard input), one JSON value after the other.
+pub fn objects(file: &Path) -> Result<Vec<Value>, Exit> {
     let shown = file.display();
     let unreadable = |e: &dyn std::fmt::Display| Exit::input(format!("cannot read `{shown}`: {e}"));
     let mut text = String::new();
@@ -53,13 +62,9 @@ fn read(file: &Path) -> Result<Vec<Value>, Exit> {
         return Err(unreadable(&"it has more than 64 MiB; send it in parts"));
     }
     let events = serde_json::Deserializer::from_str(&text).into_iter();
-    let events: Vec<Value> = events
+    events
         .collect::<Result<_, _>>()
-        .map_err(|e| Exit::input(format!("{shown}:{}:{}: no JSON: {e}", e.line(), e.column())))?;
-    if events.is_empty() {
-        return Err(Exit::input(format!("`{shown}` holds no event")));
-    }
-    Ok(events)
+        .map_err(|e| Exit::input(format!("{shown}:{}:{}: no JSON: {e}", e.line(), e.column())))
 }
 
 /// Sends them in order, and stops at the first one that is refused.

@@ -11,6 +11,7 @@ mod dev;
 mod doctor;
 mod dora;
 mod events;
+mod feedback;
 mod init;
 mod models;
 mod rollback;
@@ -53,6 +54,7 @@ pub async fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
             deployments::deployments(&cluster, command, quiet, format).await
         }
         Command::Rollback(what) => rollback::rollback(&cluster, what, quiet, format).await,
+        Command::Feedback(what) => feedback::feedback(&cluster, &what, quiet, format).await,
         Command::Dora(what) => dora::dora(&cluster, what, format).await,
         Command::Events(command) => events::events(&cluster, command, quiet, format).await,
         Command::Environments => rollback::environments(&cluster, format).await,

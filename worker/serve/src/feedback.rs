@@ -211,6 +211,11 @@ impl Answered {
     }
 }
 
+/// Whether a number is as good as an integer.
+fn is_whole(value: f64) -> bool {
+    value.fract() == 0.0 && value.abs() < 9e15
+}
+
 impl Given {
     /// What was predicted of a row, if the truth is of its kind; and what is to be said of that.
     fn hold_against(&self, row: usize, truth: &Truth) -> Result<(Truth, Option<String>), String> {
@@ -226,8 +231,12 @@ impl Given {
                 "the model predicts numbers: the label `{}` is none",
                 cut(class)
             )),
+            // A class that is written as a number.
+            (Predictions::Probabilities { .. }, Truth::Value(value)) if is_whole(*value) => {
+                self.hold_against(row, &Truth::Class(format!("{value:.0}")))
+            }
             (Predictions::Probabilities { .. }, Truth::Value(value)) => Err(format!(
-                "the model predicts classes: send the label {value} as one of them"
+                "the model predicts classes: the label {value} is none"
             )),
             (Predictions::Probabilities { classes, values }, Truth::Class(class)) => {
                 let of_row = values.get(row * classes..(row + 1) * classes);
@@ -322,7 +331,7 @@ mod tests {
             answered.label("s", 0, &class("yes"), now),
             Labelled::Unknown
         );
-        for (row, truth) in [(1, class("yes")), (0, Truth::Value(1.0))] {
+        for (row, truth) in [(1, class("yes")), (0, Truth::Value(1.5))] {
             let refused = answered.label("r", row, &truth, now);
             assert!(matches!(refused, Labelled::Refused(_)), "{refused:?}");
         }
