@@ -287,6 +287,9 @@ pub struct Rollout {
     pub phase: RolloutPhase,
     /// Since when.
     pub since: Timestamp,
+    /// The phases before it, in their order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub past: Vec<PastPhase>,
     /// When it was known to have answered for someone first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exposed_at: Option<Timestamp>,
@@ -296,6 +299,17 @@ pub struct Rollout {
     /// One line for people: what it waits for, or why it ended as it did.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub note: String,
+}
+
+/// A phase that is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PastPhase {
+    /// Which.
+    pub phase: RolloutPhase,
+    /// From.
+    pub from: Timestamp,
+    /// To.
+    pub to: Timestamp,
 }
 
 /// Where a rollout is.
@@ -335,9 +349,25 @@ impl RolloutPhase {
 }
 
 impl Rollout {
+    /// Goes on to another phase.
+    pub fn enter(&mut self, phase: RolloutPhase, now: Timestamp) {
+        self.past.push(PastPhase {
+            phase: self.phase,
+            from: self.since,
+            to: now,
+        });
+        (self.phase, self.since) = (phase, now);
+    }
+
     /// The requests that the new version gets before it is live.
     #[must_use]
     pub fn traffic(&self) -> Traffic {
+        self.traffic_in(self.phase)
+    }
+
+    /// The requests that it gets in that phase.
+    #[must_use]
+    pub fn traffic_in(&self, phase: RolloutPhase) -> Traffic {
         let of_step = |step: usize| match &self.strategy {
             Strategy::Canary { steps, .. } => {
                 let step = steps.get(step).or(steps.last());
@@ -350,7 +380,7 @@ impl Rollout {
             },
             Strategy::AllAtOnce { .. } => Traffic::Standby,
         };
-        match self.phase {
+        match phase {
             RolloutPhase::Step { step } => of_step(step as usize),
             RolloutPhase::Shadowing | RolloutPhase::AwaitingApproval => of_step(usize::MAX),
             RolloutPhase::Preparing | RolloutPhase::Watching | RolloutPhase::Settled => {

@@ -550,10 +550,15 @@ named!(
         Dispatch "dispatch" "dispatch and report",
         /// The deploy stage itself: the version was registered.
         Deploy "deploy" "deploy",
-        /// From the end of the deploy task to the version being live: canary and promotion.
-        Promotion "promotion" "canary and promotion",
+        /// From the end of the deploy task to the version being live, but for what follows: loading it,
+        /// and letting it take over.
+        Promotion "promotion" "promotion",
         /// The run; of its tasks nothing is known any more.
         Run "run" "run",
+        /// The version was tried by a share of the requests, or by copies of them.
+        Canary "canary" "canary",
+        /// The version waited for a person to say yes.
+        Approval "approval" "waiting for approval",
     }
 );
 

@@ -220,6 +220,13 @@ pub fn deployment(trace: TraceId, deployment: DeploymentId) -> SpanId {
     SpanId::derive(&["deployment", &trace.to_string(), &deployment.to_string()])
 }
 
+/// The span of a phase of a deployment, by its number from 0.
+#[must_use]
+pub fn deployment_phase(trace: TraceId, deployment: DeploymentId, number: usize) -> SpanId {
+    let (trace, deployment) = (trace.to_string(), deployment.to_string());
+    SpanId::derive(&["phase", &trace, &deployment, &number.to_string()])
+}
+
 /// The trace and the span of a leader's term.
 #[must_use]
 pub fn term(cluster: &str, epoch: Epoch) -> (TraceId, SpanId) {

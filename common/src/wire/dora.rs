@@ -52,7 +52,9 @@ states!(
     Dispatch,
     Deploy,
     Promotion,
-    Run
+    Run,
+    Canary,
+    Approval
 );
 
 impl From<&DoraReport> for pb::DoraReport {

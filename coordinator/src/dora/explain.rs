@@ -6,7 +6,7 @@
 //! whole, whatever the clocks say.
 
 use emberline_common::{
-    delivery::{Deployment, DeploymentKind, DeploymentOutcome},
+    delivery::{Deployment, DeploymentKind, DeploymentOutcome, RolloutPhase},
     dora::{CarriedChange, LeadTimeExplanation, Segment, SegmentKind},
     ids::TaskName,
     run_view::{PastAttempt, RunView, TaskView},
@@ -58,6 +58,19 @@ pub fn explain(
         (false, Some(_)) => SegmentKind::Promotion,
         _ => SegmentKind::Deploy,
     };
+    let past = deployment.rollout.iter().flat_map(|rollout| &rollout.past);
+    for past in past {
+        // What came after it was live is not part of how it came to be.
+        if past.to > finished_at || past.to <= cut.at {
+            continue;
+        }
+        let kind = match past.phase {
+            RolloutPhase::Step { .. } | RolloutPhase::Shadowing => SegmentKind::Canary,
+            RolloutPhase::AwaitingApproval => SegmentKind::Approval,
+            _ => last,
+        };
+        cut.to(kind, None, past.to);
+    }
     cut.to(last, None, finished_at);
     if change.is_none() && !rollback {
         notes.push("no change is known: the time begins when the run was accepted");

@@ -444,6 +444,7 @@ impl Engine {
                 strategy: Strategy::default(),
                 phase: RolloutPhase::Settled,
                 since: now,
+                past: Vec::new(),
                 exposed_at: None,
                 approved: false,
                 note: String::new(),

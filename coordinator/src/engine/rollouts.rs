@@ -88,6 +88,7 @@ pub(super) fn rollout(spec: &DeploySpec, now: Timestamp) -> Rollout {
         alias: spec.alias.clone(),
         phase: RolloutPhase::Preparing,
         since: now,
+        past: Vec::new(),
         exposed_at: None,
         approved: false,
         note: String::new(),
@@ -258,7 +259,7 @@ impl Engine {
         self.serving.windows.remove(place);
         self.change_deployment(id, |deployment| {
             if let Some(rollout) = &mut deployment.rollout {
-                (rollout.phase, rollout.since) = (phase, now);
+                rollout.enter(phase, now);
             }
         });
         if phase == RolloutPhase::Settled {
@@ -279,12 +280,12 @@ impl Engine {
         let watched = live.rollout.as_mut().is_some_and(|rollout| {
             let watched = !rollout.strategy.watch_for().is_zero()
                 && !rollout.strategy.conditions().is_empty();
-            rollout.since = self.now;
-            rollout.phase = if watched {
+            let phase = if watched {
                 RolloutPhase::Watching
             } else {
                 RolloutPhase::Settled
             };
+            rollout.enter(phase, self.now);
             watched
         });
         let version = live.version;
@@ -408,7 +409,9 @@ impl Engine {
 
 fn settle(deployment: &mut Deployment, now: Timestamp, note: &str) {
     if let Some(rollout) = &mut deployment.rollout {
-        (rollout.phase, rollout.since) = (RolloutPhase::Settled, now);
+        if rollout.phase != RolloutPhase::Settled {
+            rollout.enter(RolloutPhase::Settled, now);
+        }
         let mut note = note.to_owned();
         note.truncate(note.floor_char_boundary(MAX_WHY_BYTES));
         rollout.note = note;

@@ -169,7 +169,11 @@ impl Tracer {
                 (self.telemetry.samples(&trace), None)
             }
         };
-        if sampled && let Some(span) = self.spans.deployment(deployment, root) {
+        if !sampled {
+            return;
+        }
+        let own = self.spans.deployment(deployment, root);
+        for span in own.into_iter().chain(self.spans.phases(deployment)) {
             self.telemetry.span(span);
         }
     }

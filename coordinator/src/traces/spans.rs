@@ -5,10 +5,11 @@
 //! Pure: the same record gives the same spans, whoever makes them and how often.
 
 use emberline_common::{
-    delivery::{ChangeKind, Deployment, DeploymentOutcome},
+    delivery::{ChangeKind, Deployment, DeploymentOutcome, RolloutPhase},
     failure::{Failure, Reason},
     ids::{Epoch, WorkerName},
     run_view::{PastAttempt, RunState, RunSummary, TaskState, TaskView},
+    serving::Traffic,
     spec::kinds::BuiltinKind,
     telemetry::{Span, SpanKind},
     time::Timestamp,
@@ -176,6 +177,48 @@ impl Spans {
             ));
         }
         Some(span)
+    }
+
+    /// The spans of a deployment's phases, once it is over: loading, each step of a canary, a shadow, the
+    /// wait for a person. Those that took no time are left out.
+    #[must_use]
+    pub fn phases(&self, deployment: &Deployment) -> Vec<Span> {
+        let Some(rollout) = deployment
+            .rollout
+            .as_ref()
+            .filter(|_| deployment.finished_at.is_some())
+        else {
+            return Vec::new();
+        };
+        let parent = trace::deployment(deployment.trace, deployment.id);
+        let mut spans = Vec::new();
+        for (number, past) in rollout
+            .past
+            .iter()
+            .enumerate()
+            .filter(|(_, p)| p.to > p.from)
+        {
+            let name = match past.phase {
+                RolloutPhase::Preparing => "load",
+                RolloutPhase::Shadowing => "shadow",
+                RolloutPhase::Step { .. } => "canary",
+                RolloutPhase::AwaitingApproval => "await approval",
+                RolloutPhase::Watching | RolloutPhase::Settled => continue,
+            };
+            let id = trace::deployment_phase(deployment.trace, deployment.id, number);
+            let (from, to) = (past.from, past.to);
+            let mut span = Span::new(deployment.trace, id, Some(parent), name, from, to);
+            span.attributes = vec![KeyValue::new("deployment.id", deployment.id.to_string())];
+            if let Traffic::Canary { share } | Traffic::Shadow { share } =
+                rollout.traffic_in(past.phase)
+            {
+                let percent = f64::from(share) / 100.0;
+                span.attributes
+                    .push(KeyValue::new("emberline.canary.percent", percent));
+            }
+            spans.push(span);
+        }
+        spans
     }
 
     /// The span of a leader's term; `lost` if that leader did not end it itself.

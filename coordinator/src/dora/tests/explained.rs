@@ -1,9 +1,12 @@
 //! Lead times, cut.
 
 use emberline_common::{
+    delivery::{PastPhase, Rollout, RolloutPhase},
     dora::{LeadTimeExplanation, SegmentKind},
     failure::Reason,
     run_view::{AttemptTiming, PastAttempt, RunState, RunSummary, RunView, TaskState, TaskView},
+    serving::ServingLimits,
+    spec::kinds::deploy::Strategy,
 };
 use proptest::prelude::*;
 use serde_json::Map;
@@ -158,6 +161,44 @@ fn a_lead_time_is_cut_along_the_critical_path() {
             of(Store, "deploy", 1),
             of(Dispatch, "deploy", 1),
         ]
+    );
+}
+
+#[test]
+fn the_phases_of_a_canary_are_segments() {
+    use SegmentKind::*;
+    let tasks = vec![task("deploy", &[], 0, 1, 6)];
+    let mut deployment = deployed(60);
+    let past = |phase, from, to| PastPhase {
+        phase,
+        from: minute(from),
+        to: minute(to),
+    };
+    deployment.rollout = Some(Rollout {
+        replicas: 1,
+        strategy: Strategy::default(),
+        limits: ServingLimits::default(),
+        progress_deadline: "10m".parse().unwrap(),
+        alias: None,
+        phase: RolloutPhase::Settled,
+        since: minute(60),
+        past: vec![
+            past(RolloutPhase::Preparing, 6, 8),
+            past(RolloutPhase::Step { step: 0 }, 8, 18),
+            past(RolloutPhase::Step { step: 1 }, 18, 38),
+            past(RolloutPhase::AwaitingApproval, 38, 60),
+        ],
+        exposed_at: Some(minute(9)),
+        approved: true,
+        note: String::new(),
+    });
+    let explanation = explained(&deployment, &run(tasks));
+    let told: Vec<_> = (cut(&explanation).into_iter())
+        .map(|(kind, _, minutes)| (kind, minutes))
+        .collect();
+    assert_eq!(
+        told[told.len() - 4..],
+        [(Promotion, 2), (Canary, 10), (Canary, 20), (Approval, 22)]
     );
 }
 
