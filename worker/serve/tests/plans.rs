@@ -350,7 +350,6 @@ async fn what_was_taken_is_answered_when_it_stops() {
     let mut all = 0;
     for caller in callers {
         let (answered, status) = caller.await.unwrap();
-        assert!(answered > 0);
         // The connection had ended, or was about to; clients have several names for that.
         let gone = [
             Code::Unavailable,
