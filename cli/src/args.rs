@@ -362,7 +362,7 @@ pub enum ArtifactsCommand {
         /// Keep what is younger, e.g. `24h`.
         #[arg(long, default_value = "24h")]
         min_age: String,
-        /// Also forget ended runs (their logs and cache entries) that are older, e.g. `30d`.
+        /// Also forget ended runs (their logs and cache entries) and logs of predictions that are older, e.g. `30d`.
         #[arg(long)]
         forget_older_than: Option<String>,
     },

@@ -44,7 +44,7 @@ pub struct Options {
     pub dry_run: bool,
     /// Keep what is younger. Under an hour it is safe only while no attempt runs.
     pub min_age: Duration,
-    /// Forget ended runs that ended longer ago.
+    /// Forget ended runs that ended longer ago, and logs of predictions that are older.
     pub forget_runs_older_than: Option<Duration>,
 }
 
@@ -123,6 +123,8 @@ enum Purpose {
     Checkpoint(RunId),
     /// Left over from an upload.
     Staging,
+    /// A log of predictions of served models, or of the labels that came back.
+    Served,
     /// None of ours: never touched.
     Foreign,
 }
@@ -179,6 +181,9 @@ impl Collector {
                 Purpose::Log(run) => marks.known.contains(run),
                 Purpose::Checkpoint(run) => marks.live.contains(run),
                 Purpose::Staging => false,
+                // Nobody refers to it: only its age tells whether it is still wanted.
+                Purpose::Served => (options.forget_runs_older_than)
+                    .is_none_or(|older_than| age(&object, now) < older_than),
                 Purpose::Foreign => true,
             };
             if kept {
@@ -369,6 +374,7 @@ fn purpose(object: &ObjectMeta) -> Purpose {
         ["logs" | "metrics", id, ..] => run(id).map(Purpose::Log),
         ["checkpoints", id, ..] => run(id).map(Purpose::Checkpoint),
         ["staging", ..] => Some(Purpose::Staging),
+        ["predictions" | "labels", ..] => Some(Purpose::Served),
         _ => None,
     };
     purpose.unwrap_or(Purpose::Foreign)

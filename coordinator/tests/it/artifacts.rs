@@ -9,6 +9,7 @@ use emberline_proto::v1::{
     ArtifactRef, CollectGarbageRequest, CollectGarbageResponse, GetArtifactRequest, PutBlobRequest,
     ReadBlobRequest, RunState, SubmittedFile,
 };
+use object_store::ObjectStoreExt as _;
 use tonic::Code;
 
 use crate::harness::*;
@@ -187,6 +188,11 @@ async fn forgotten_runs_leave_nothing_behind() {
     let _work = FakeWorker::ready(&cluster, "w", 1).await.work();
     let run = cluster.submit(ONE).await;
     cluster.ends(&run).await;
+    let log = object_store::path::Path::from("predictions/production/m/1/2026-11-26/w-1.parquet");
+    let store = cluster.artifacts.raw();
+    store.put(&log, "rows".into()).await.unwrap();
+    collect(&cluster, false).await;
+    store.head(&log).await.expect("logs of predictions stay");
     let request = CollectGarbageRequest {
         min_age_seconds: Some(0),
         forget_runs_older_than_seconds: Some(0),
