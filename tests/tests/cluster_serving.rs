@@ -181,6 +181,7 @@ fn what_is_live_is_served_while_nobody_leads() {
     for coordinator in &mut cluster.coordinators {
         coordinator.start();
     }
+    cluster.wait_until_it_serves();
     // The new leader finds it where it is, and it has never stopped.
     wait_for("the leader knows of it", seconds(30), || {
         (replicas(&fleet, &[1]) == [worker.clone()]).then_some(())
@@ -220,5 +221,38 @@ fn a_rollback_is_everywhere_within_a_second() {
     for traffic in streams {
         assert_eq!(traffic.stop().failures, Vec::<String>::new());
     }
+    check(&mut cluster, &fleet);
+}
+
+#[test]
+fn a_worker_that_starts_while_nobody_leads_serves_what_it_served() {
+    let (mut cluster, fleet) = served(1, 1, 1);
+    let address = fleet.addresses().remove(0);
+    cluster.coordinators[0].kill();
+    cluster.workers[0].kill();
+    let before = address.clone();
+    cluster.workers[0].start();
+    let address = wait_for("it says where it serves now", seconds(10), || {
+        let stdout = cluster.workers[0].stdout();
+        let mut lines = stdout.lines().rev();
+        let line = lines.find(|line| line.contains(" serves models of "))?;
+        let address = line.rsplit_once("http://")?.1.to_owned();
+        (address != before).then_some(address)
+    });
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    wait_for("it answers", seconds(10), || {
+        runtime.block_on(async {
+            let mut client = emberline_tests::traffic::connect(&address).await;
+            let request = emberline_tests::traffic::request("pumps", "x", 60);
+            let answer = client.model_infer(request).await.ok()?.into_inner();
+            (answer.model_version == "1").then_some(())
+        })
+    });
+    // The next leader finds it there.
+    cluster.coordinators[0].start();
+    cluster.wait_until_it_serves();
+    wait_for("the leader knows of it", seconds(30), || {
+        (replicas(&fleet, &[1]).len() == 1).then_some(())
+    });
     check(&mut cluster, &fleet);
 }

@@ -3,7 +3,8 @@
 //! own need not build it.
 
 use std::{
-    path::Path,
+    io,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -15,10 +16,12 @@ use bytes::Bytes;
 use emberline_common::{
     artifact::{ArtifactError, ArtifactStore},
     ids::Digest,
-    serving::{ServingOffer, ServingPlan, ServingStatus},
+    serving::{ServingOffer, ServingPlan, ServingStatus, Traffic},
 };
+use emberline_proto::v1 as pb;
 use futures::future::BoxFuture;
 use object_store::{ObjectStoreExt as _, path::Path as Key};
+use prost::Message as _;
 use tokio::{
     sync::{Notify, watch},
     time::{Instant, timeout_at},
@@ -63,6 +66,7 @@ pub(crate) struct Served {
     pub server: Arc<dyn Serving>,
     plan: watch::Sender<Told>,
     draining: AtomicBool,
+    kept: PathBuf,
 }
 
 /// What a plan means for the session.
@@ -75,7 +79,8 @@ struct Told {
 }
 
 impl Served {
-    pub fn new(server: Arc<dyn Serving>) -> Self {
+    /// `kept` is the file that the plan is kept in.
+    pub fn new(server: Arc<dyn Serving>, kept: PathBuf) -> Self {
         let (plan, _) = watch::channel(Told {
             report_every: REPORT,
             models: 0,
@@ -85,6 +90,51 @@ impl Served {
             server,
             plan,
             draining: AtomicBool::new(false),
+            kept,
+        }
+    }
+
+    /// Serves again what an earlier life of this worker served, from its cache where the store cannot be
+    /// reached: nobody may lead for a while. What was only tried is not: nobody would take it back.
+    pub fn restore(&self, cache: &Arc<Cache>) {
+        let kept = match std::fs::read(&self.kept) {
+            Ok(bytes) => pb::KeptPlan::decode(bytes.as_slice()).map_err(|e| e.to_string()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return,
+            Err(e) => Err(e.to_string()),
+        };
+        let plan = kept.and_then(|kept| {
+            let plan = ServingPlan::try_from(kept.plan.unwrap_or_default());
+            let mut plan = plan.map_err(|e| e.to_string())?;
+            let store = ArtifactStore::open(&kept.object_store_url).map_err(|e| e.to_string())?;
+            for version in plan.models.iter_mut().flat_map(|model| &mut model.versions) {
+                if version.traffic != Traffic::Live {
+                    version.traffic = Traffic::Standby;
+                }
+            }
+            // Plans of leaders count from 1.
+            plan.revision = 0;
+            Ok((plan, ServingArtifacts::new(Arc::clone(cache), store)))
+        });
+        match plan {
+            Ok((plan, artifacts)) => self.server.apply(plan, artifacts),
+            Err(why) => {
+                let file = self.kept.display();
+                tracing::warn!(%file, %why, "what was served before cannot be read: a leader says it anew");
+            }
+        }
+    }
+
+    /// Keeps a plan for the next life. One that cannot be kept is served all the same.
+    fn keep(&self, plan: &ServingPlan, store: &ArtifactStore) {
+        let kept = pb::KeptPlan {
+            object_store_url: store.url().to_owned(),
+            plan: Some(plan.into()),
+        };
+        let partial = self.kept.with_extension("partial");
+        let written = std::fs::write(&partial, kept.encode_to_vec())
+            .and_then(|()| std::fs::rename(&partial, &self.kept));
+        if let Err(error) = written {
+            tracing::warn!(%error, "the plan of what is served cannot be kept");
         }
     }
 
@@ -105,6 +155,7 @@ impl Served {
         if plan.models.is_empty() && self.draining.load(Ordering::Relaxed) {
             return;
         }
+        self.keep(&plan, &artifacts.store);
         self.server.apply(plan, artifacts);
     }
 

@@ -171,7 +171,17 @@ impl WorkerBuilder {
             tasks: TaskTracker::new(),
             instruments: Instruments::new(config.telemetry.clone()),
         });
-        let served = serving.map(|server| Arc::new(Served::new(server)));
+        let served = serving.map(|server| {
+            let kept = runner.work_dir.with_file_name("serving.plan");
+            Arc::new(Served::new(server, kept))
+        });
+        if let Some(served) = served.clone() {
+            let cache = Arc::clone(&runner.cache);
+            let restored = tokio::task::spawn_blocking(move || served.restore(&cache));
+            if let Err(error) = restored.await {
+                tracing::error!(%error, "restoring what was served has failed");
+            }
+        }
         let (connected, leader) = watch::channel(None);
         let cancel = CancellationToken::new();
         let drained = CancellationToken::new();

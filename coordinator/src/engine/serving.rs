@@ -173,6 +173,8 @@ impl Engine {
         let under_way = deployment.outcome == DeploymentOutcome::InProgress;
         let live = self.environments.get(place).map(|live| live.version);
         let since = match before {
+            // It was loaded anew: it counts from the beginning.
+            Some(before) if now.stats.requests < before.requests => now.stats.clone(),
             Some(before) => now.stats.since(before),
             // All that a new version has counted is its own; of the live one, who knows since when.
             None if is_new => now.stats.clone(),
