@@ -142,13 +142,14 @@ class Stream:
         work = [threading.Thread(target=self.ask, args=(n,)) for n in range(self.options.connections)]
         if self.options.labels:
             work.append(threading.Thread(target=self.tell))
-        for signalled in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signalled, lambda *_: self.stop.set())
+        # Not by a handler: it would ask for a lock that whoever it interrupts may hold.
+        ends = {signal.SIGTERM, signal.SIGINT}
+        signal.pthread_sigmask(signal.SIG_BLOCK, ends)
         began = time.monotonic()
         for thread in work:
             thread.start()
-        while not self.stop.wait(3600):
-            pass
+        signal.sigwait(ends)
+        self.stop.set()
         for thread in work:
             thread.join()
         took = time.monotonic() - began
