@@ -3,13 +3,16 @@
 use std::path::{Path, PathBuf};
 
 use emberline_proto::v1::{
-    GetArtifactRequest, GetModelRequest, GetRunResponse, ListDeploymentsRequest, LogStream,
-    RunState, StreamLogsRequest, TaskState, TaskView, stream_logs_response::Entry,
+    DeploymentOutcome, GetArtifactRequest, GetModelRequest, GetRunResponse, ListDeploymentsRequest,
+    LogStream, RunState, StreamLogsRequest, TaskState, TaskView, stream_logs_response::Entry,
 };
 use serde_json::{Map, Value};
 use tokio_stream::StreamExt as _;
 
-use super::runs::{run_json, trace_link};
+use super::{
+    deployments::state,
+    runs::{run_json, trace_link},
+};
 use crate::{
     args::Format,
     client::Cluster,
@@ -176,11 +179,17 @@ async fn tell_model(cluster: &Cluster, run: &str, task: &TaskView) -> anyhow::Re
     let newest = cluster.deployments().list_deployments(newest).await?;
     let newest = newest.into_inner().deployments.into_iter();
     for deployment in newest.filter(|d| d.run == run && d.task == task.task) {
-        output::line(format!(
-            "  deployed to {}: {}",
+        let (environment, id) = (
             clean(&deployment.environment),
-            clean(&deployment.deployment)
-        ))?;
+            clean(&deployment.deployment),
+        );
+        output::line(match deployment.outcome() {
+            DeploymentOutcome::Live => format!("  deployed to {environment}: {id}"),
+            _ => format!(
+                "  on its way to {environment}: {id} ({})",
+                state(&deployment)
+            ),
+        })?;
     }
     Ok(())
 }

@@ -81,6 +81,8 @@ impl Stage for Deploy {
         });
         let mut results = Results::new();
         results.insert("model".to_owned(), registration.model.as_str().into());
+        let artifact = registration.artifact.manifest.to_string();
+        results.insert("artifact".to_owned(), artifact.into());
         if let Some(alias) = &registration.alias {
             results.insert("alias".to_owned(), alias.as_str().into());
         }
