@@ -183,6 +183,12 @@ impl Engine {
         if is_new && under_way && since.requests > 0 && is_canary(deployment) {
             self.note_exposure(id);
         }
+        // How far it has drifted is as it is now, and adds up to nothing.
+        let since = VersionStats {
+            input_drift: Vec::new(),
+            prediction_drift: None,
+            ..since
+        };
         let window = self.serving.windows.entry(place.clone()).or_default();
         if is_new {
             window.new.add(&since);
@@ -447,13 +453,24 @@ impl Engine {
         if self.serving.rolling.get(&place) != Some(&deployment.id) {
             return None;
         }
-        let window = self
-            .serving
-            .windows
-            .get(&place)
-            .cloned()
-            .unwrap_or_default();
-        Some((window.new, window.live))
+        let window = self.serving.windows.get(&place);
+        let Window { mut new, mut live } = window.cloned().unwrap_or_default();
+        let live_version = self.environments.get(&place).map(|live| live.version);
+        for replica in self.replicas(&place.0, &place.1) {
+            for version in replica.versions {
+                let drift = VersionStats {
+                    input_drift: version.stats.input_drift,
+                    prediction_drift: version.stats.prediction_drift,
+                    ..VersionStats::default()
+                };
+                if version.version == deployment.version {
+                    new.add(&drift);
+                } else if Some(version.version) == live_version {
+                    live.add(&drift);
+                }
+            }
+        }
+        Some((new, live))
     }
 }
 
