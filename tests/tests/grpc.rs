@@ -88,11 +88,17 @@ async fn health_says_serving_for_as_long_as_it_serves() {
         .await
         .unwrap();
     assert_eq!(status.into_inner().workers.len(), 2);
+    // Not asked anew: another process may have the port by then.
+    let mut watch = health.watch(request).await.unwrap().into_inner();
+    let first = watch.message().await.unwrap().unwrap();
+    assert_eq!(first.status(), ServingStatus::Serving);
     tokio::task::spawn_blocking(move || dev.stop())
         .await
         .unwrap()
         .expect_code(0);
-    health.check(request).await.unwrap_err();
+    while let Ok(Some(later)) = watch.message().await {
+        assert_ne!(later.status(), ServingStatus::Serving);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

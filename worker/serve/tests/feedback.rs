@@ -71,7 +71,7 @@ async fn labels_are_held_against_what_was_predicted() {
             label("who", 0, "yes"),
             label("r", 2, "perhaps"),
             FeedbackLabel {
-                truth: Some(Truth::Value(1.0)),
+                truth: Some(Truth::Value(1.5)),
                 ..label("r", 3, "")
             },
         ],
