@@ -210,10 +210,15 @@ fn serve(config: &WorkerConfig, arguments: &WorkerArguments) -> Result<Option<Se
     let host = listen.rsplit_once(':').map(|(host, _)| host);
     let host = host.ok_or_else(|| Exit::input(format!("`--serve {listen}` is not `host:port`")))?;
     let host = host.trim_start_matches('[').trim_end_matches(']');
-    let is_loopback = match host.parse::<IpAddr>() {
-        Ok(address) => address.is_loopback(),
-        Err(_) => host == "localhost",
-    };
+    let address = host.parse::<IpAddr>().ok();
+    if address.is_some_and(|address| address.is_unspecified())
+        && arguments.serve_advertise.is_none()
+    {
+        return Err(Exit::input(format!(
+            "`--serve {listen}` is no address that a client can ask: say by `--serve-advertise host:port` where this worker is reached"
+        )));
+    }
+    let is_loopback = address.map_or(host == "localhost", |address| address.is_loopback());
     if !is_loopback && !arguments.insecure {
         return Err(Exit::input(format!(
             "`--serve {listen}` lets other machines in, and there is neither TLS nor a token: use a loopback address, or say `--insecure`"
