@@ -195,8 +195,11 @@ pub enum Command {
     },
     /// Look at what a cluster stands on (disk, object store, etcd, clocks, coordinators), and say what to fix.
     Doctor(DoctorArguments),
-    /// Measure this machine: dispatch, throughput, start-up, memory, artifacts.
+    /// Measure this machine: dispatch, throughput, start-up, memory, artifacts, serving.
     Bench(BenchArguments),
+    /// Ask a served model as standard input says: the second process of `bench serve`.
+    #[command(name = "bench-ask", hide = true)]
+    BenchAsk,
     /// Start a cluster on this machine, kill and pause its parts at random under load, and judge what became of the runs. Needs `etcd`.
     Chaos(ChaosArguments),
     /// Print the JSON Schema of the pipeline file.
@@ -790,7 +793,7 @@ pub enum Template {
 /// What to measure.
 #[derive(Debug, Args)]
 pub struct BenchArguments {
-    /// What to measure; everything that needs no etcd if not given.
+    /// What to measure; if not given, everything that needs no etcd, but for `serve`, which takes minutes.
     #[arg(value_enum)]
     pub what: Vec<BenchKind>,
     /// Rounds of each; the median is printed.
@@ -799,9 +802,12 @@ pub struct BenchArguments {
     /// Workers of the embedded cluster.
     #[arg(long, default_value_t = 2)]
     pub workers: u32,
-    /// For `overhead`: the pipeline to run instead of the starter.
+    /// For `overhead`: the pipeline to run instead of the starter. For `serve`: a pipeline whose model is served, may be given several times; by default the examples of predictive maintenance and digits where they are there, else the starter.
     #[arg(long, value_name = "FILE")]
-    pub pipeline: Option<PathBuf>,
+    pub pipeline: Vec<PathBuf>,
+    /// For `serve`: how long each measurement of requests goes on.
+    #[arg(long, default_value_t = 3)]
+    pub seconds: u32,
 }
 
 /// One measurement.
@@ -823,6 +829,8 @@ pub enum BenchKind {
     Overhead,
     /// The throughput with a collector that takes all, with one that hangs, and without.
     Telemetry,
+    /// Requests to served models from a second process, and versions that take over meanwhile.
+    Serve,
     /// The chain and the throughput on one member of etcd, beside etcd alone.
     Etcd,
     /// The same on three members of etcd.

@@ -80,6 +80,7 @@ pub async fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
         } => init::init(&directory, template, quiet),
         Command::Doctor(what) => doctor::doctor(&cluster, &what, format).await,
         Command::Bench(what) => bench::bench(&cluster, &what, quiet, format).await,
+        Command::BenchAsk => bench::ask().await,
         Command::Chaos(how) => chaos::chaos(&cluster, &how, quiet, format).await,
         Command::Schema => output::json(&emberline_common::spec::schema::json_schema()),
         Command::Reference => Ok(output::line(

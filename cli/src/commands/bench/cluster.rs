@@ -42,15 +42,17 @@ pub(super) async fn memory(directory: &Path, workers: u32) -> anyhow::Result<Vec
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))
         .context("cannot read the memory of the cluster")?;
     stop(child).await?;
-    let mib = |field: &str| -> anyhow::Result<f64> {
-        let line = status.lines().find_map(|line| line.strip_prefix(field));
-        let kib = line.and_then(|rest| rest.trim_end_matches("kB").trim().parse::<f64>().ok());
-        Ok(kib.with_context(|| format!("`{field}` is not in the status of the process"))? / 1024.0)
-    };
     Ok(vec![
-        Figure::new("resident", "MiB", mib("VmRSS:")?),
-        Figure::new("of it not files", "MiB", mib("RssAnon:")?),
+        Figure::new("resident", "MiB", mib(&status, "VmRSS:")?),
+        Figure::new("of it not files", "MiB", mib(&status, "RssAnon:")?),
     ])
+}
+
+/// A field of what `/proc/<pid>/status` says, in MiB.
+pub(super) fn mib(status: &str, field: &str) -> anyhow::Result<f64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(field));
+    let kib = line.and_then(|rest| rest.trim_end_matches("kB").trim().parse::<f64>().ok());
+    Ok(kib.with_context(|| format!("`{field}` is not in the status of the process"))? / 1024.0)
 }
 
 /// A cluster as a process of its own, which exports only what this environment says; ready.

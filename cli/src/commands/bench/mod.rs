@@ -3,35 +3,45 @@
 //!
 //! Every figure is measured in several rounds; the median is the figure, and the smallest and the
 //! largest are told beside it. [`cluster`] measures a process from the outside, [`dispatch`] the way
-//! of a task, [`artifacts`] the object store.
+//! of a task, [`artifacts`] the object store, [`serve`] models in service.
 
 mod artifacts;
 mod cluster;
 mod dispatch;
 mod etcd;
 mod failover;
+mod serve;
 mod telemetry;
 
-use std::path::{Path, PathBuf};
+use std::{
+    borrow::Cow,
+    path::{Path, PathBuf},
+};
 
 use serde_json::json;
 
 use super::quantile;
 use crate::{
     args::{BenchArguments, BenchKind, ClusterArguments, Format},
-    exit::Exit,
+    exit::{Exit, RUN_FAILED},
     output,
 };
 
+pub use serve::ask;
+
+/// The unit of a figure that must be 0 in every round.
+const FAILED: &str = "failed";
+
 /// One figure of one round.
 struct Figure {
-    name: &'static str,
+    name: Cow<'static, str>,
     unit: &'static str,
     value: f64,
 }
 
 impl Figure {
-    const fn new(name: &'static str, unit: &'static str, value: f64) -> Self {
+    fn new(name: impl Into<Cow<'static, str>>, unit: &'static str, value: f64) -> Self {
+        let name = name.into();
         Self { name, unit, value }
     }
 }
@@ -39,7 +49,7 @@ impl Figure {
 /// One figure over all rounds.
 struct Row {
     bench: &'static str,
-    name: &'static str,
+    name: Cow<'static, str>,
     unit: &'static str,
     values: Vec<f64>,
 }
@@ -61,7 +71,7 @@ impl Row {
     }
 }
 
-/// What is measured if nothing is named; the others need etcd.
+/// What is measured if nothing is named; the others need etcd, or take minutes.
 const ALL: [BenchKind; 8] = [
     BenchKind::Startup,
     BenchKind::Memory,
@@ -85,6 +95,9 @@ pub async fn bench(
 ) -> anyhow::Result<()> {
     if arguments.rounds == 0 {
         return Err(Exit::input("`--rounds` is 0: at least one is needed").into());
+    }
+    if arguments.seconds == 0 {
+        return Err(Exit::input("`--seconds` is 0: at least one is needed").into());
     }
     let asked: &[BenchKind] = if arguments.what.is_empty() {
         &ALL
@@ -119,7 +132,13 @@ pub async fn bench(
     for row in &mut rows {
         row.values.sort_by(f64::total_cmp);
     }
-    print(&rows, arguments, format)
+    print(&rows, arguments, format)?;
+    let failed = rows.iter().filter(|row| row.unit == FAILED);
+    let failed: f64 = failed.flat_map(|row| &row.values).sum();
+    if failed > 0.0 {
+        return Err(Exit::new(RUN_FAILED, format!("{failed} requests failed")).into());
+    }
+    Ok(())
 }
 
 async fn measure(
@@ -137,9 +156,18 @@ async fn measure(
         BenchKind::Fan => dispatch::fan(directory, workers).await,
         BenchKind::Artifacts => artifacts::artifacts(directory).await,
         BenchKind::Overhead => {
-            dispatch::overhead(directory, workers, arguments.pipeline.as_deref()).await
+            let pipeline = match arguments.pipeline.as_slice() {
+                [] => None,
+                [only] => Some(only.as_path()),
+                _ => {
+                    let why = "`overhead` runs one pipeline: give `--pipeline` once";
+                    return Err(Exit::input(why).into());
+                }
+            };
+            dispatch::overhead(directory, workers, pipeline).await
         }
         BenchKind::Telemetry => telemetry::telemetry(directory, workers).await,
+        BenchKind::Serve => serve::serve(directory, arguments).await,
         BenchKind::Etcd => etcd::etcd(directory, workers, 1).await,
         BenchKind::Etcd3 => etcd::etcd(directory, workers, 3).await,
         BenchKind::Failover => failover::failover(directory).await,
@@ -157,6 +185,7 @@ const fn name(kind: BenchKind) -> &'static str {
         BenchKind::Artifacts => "artifacts",
         BenchKind::Overhead => "overhead",
         BenchKind::Telemetry => "telemetry",
+        BenchKind::Serve => "serve",
         BenchKind::Etcd => "etcd",
         BenchKind::Etcd3 => "etcd3",
         BenchKind::Failover => "failover",
@@ -191,7 +220,7 @@ fn print(rows: &[Row], arguments: &BenchArguments, format: Format) -> anyhow::Re
             let (min, max) = row.bounds();
             vec![
                 row.bench.to_owned(),
-                row.name.to_owned(),
+                row.name.to_string(),
                 number(row.median()),
                 number(min),
                 number(max),
@@ -253,7 +282,7 @@ mod tests {
     fn the_median_of_an_even_number_lies_between() {
         let row = |values: &[f64]| Row {
             bench: "b",
-            name: "n",
+            name: "n".into(),
             unit: "u",
             values: values.to_vec(),
         };
