@@ -1,6 +1,6 @@
 //! A whole process, seen from the outside: how soon it is ready, what it holds while it idles.
 
-use std::{path::Path, process::Stdio, time::Duration};
+use std::{net::SocketAddr, path::Path, process::Stdio, time::Duration};
 
 use anyhow::Context as _;
 use rustix::process::{Pid, Signal, kill_process};
@@ -38,18 +38,19 @@ pub(super) async fn startup(directory: &Path, workers: u32) -> anyhow::Result<Ve
 pub(super) async fn memory(directory: &Path, workers: u32) -> anyhow::Result<Vec<Figure>> {
     let child = start(directory, workers, &[]).await?;
     tokio::time::sleep(REST).await;
-    let pid = child.id().context("the cluster has ended")?;
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))
-        .context("cannot read the memory of the cluster")?;
+    let (resident, anonymous) = (mib(&child, "VmRSS:")?, mib(&child, "RssAnon:")?);
     stop(child).await?;
     Ok(vec![
-        Figure::new("resident", "MiB", mib(&status, "VmRSS:")?),
-        Figure::new("of it not files", "MiB", mib(&status, "RssAnon:")?),
+        Figure::new("resident", "MiB", resident),
+        Figure::new("of it not files", "MiB", anonymous),
     ])
 }
 
-/// A field of what `/proc/<pid>/status` says, in MiB.
-pub(super) fn mib(status: &str, field: &str) -> anyhow::Result<f64> {
+/// What a process holds in memory, by this field of its status, in MiB.
+pub(super) fn mib(child: &Child, field: &str) -> anyhow::Result<f64> {
+    let pid = child.id().context("the cluster has ended")?;
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))
+        .context("cannot read the memory of the cluster")?;
     let line = status.lines().find_map(|line| line.strip_prefix(field));
     let kib = line.and_then(|rest| rest.trim_end_matches("kB").trim().parse::<f64>().ok());
     Ok(kib.with_context(|| format!("`{field}` is not in the status of the process"))? / 1024.0)
@@ -61,6 +62,15 @@ pub(super) async fn start(
     workers: u32,
     environment: &[(&str, &str)],
 ) -> anyhow::Result<Child> {
+    Ok(start_serving(directory, workers, environment).await?.0)
+}
+
+/// The same, and where it serves models.
+pub(super) async fn start_serving(
+    directory: &Path,
+    workers: u32,
+    environment: &[(&str, &str)],
+) -> anyhow::Result<(Child, SocketAddr)> {
     let program = std::env::current_exe().context("cannot find this program")?;
     let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
@@ -82,11 +92,20 @@ pub(super) async fn start(
         .context("cannot start a cluster")?;
     let stdout = child.stdout.take().context("the cluster has no output")?;
     let mut lines = BufReader::new(stdout).lines();
-    let line = timeout(READY_WITHIN, lines.next_line())
+    // It says so in two lines. Both are read: it must not meet a closed pipe.
+    let told = timeout(READY_WITHIN, async {
+        lines.next_line().await?;
+        lines.next_line().await
+    });
+    let line = told
         .await
         .with_context(|| format!("the cluster is not ready after {READY_WITHIN:?}"))??;
-    line.context("the cluster ended before it was ready")?;
-    Ok(child)
+    let line = line.context("the cluster ended before it was ready")?;
+    let models = line.rsplit("http://").next().map(str::parse);
+    let Some(Ok(models)) = models else {
+        anyhow::bail!("the cluster does not say where it serves models: {line}");
+    };
+    Ok((child, models))
 }
 
 /// Asks it to stop, which it must do in order.

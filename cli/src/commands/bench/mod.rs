@@ -133,10 +133,15 @@ pub async fn bench(
         row.values.sort_by(f64::total_cmp);
     }
     print(&rows, arguments, format)?;
+    Ok(none_failed(&rows)?)
+}
+
+/// That no request failed in any round, whatever the median is.
+fn none_failed(rows: &[Row]) -> Result<(), Exit> {
     let failed = rows.iter().filter(|row| row.unit == FAILED);
     let failed: f64 = failed.flat_map(|row| &row.values).sum();
     if failed > 0.0 {
-        return Err(Exit::new(RUN_FAILED, format!("{failed} requests failed")).into());
+        return Err(Exit::new(RUN_FAILED, format!("{failed} requests failed")));
     }
     Ok(())
 }
@@ -266,6 +271,7 @@ impl Drop for Scratch {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -288,5 +294,19 @@ mod tests {
         };
         assert!((row(&[1.0, 2.0]).median() - 1.5).abs() < f64::EPSILON);
         assert!((row(&[1.0, 2.0, 9.0]).median() - 2.0).abs() < f64::EPSILON);
+    }
+
+    #[test]
+    fn one_failed_request_in_one_round_is_a_failure() {
+        let row = |unit, values: &[f64]| Row {
+            bench: "b",
+            name: "n".into(),
+            unit,
+            values: values.to_vec(),
+        };
+        let good = [row("ms", &[7.0]), row(FAILED, &[0.0, 0.0, 0.0])];
+        assert!(none_failed(&good).is_ok());
+        let bad = none_failed(&[row(FAILED, &[0.0, 0.0, 1.0])]).unwrap_err();
+        assert_eq!((bad.code, bad.lines[0].as_str()), (1, "1 requests failed"));
     }
 }

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// The environment that is served.
-pub(super) const ENVIRONMENT: &str = "production";
+const ENVIRONMENT: &str = "production";
 /// How long a version may take into service.
 const LIVE_WITHIN: Duration = Duration::from_secs(120);
 /// Seeds that are tried until a run passes its own gates.

@@ -10,30 +10,31 @@ mod delivery;
 mod rows;
 
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
 use anyhow::Context as _;
-use emberline_common::{ids::EnvironmentName, spec::ByteSize};
-use emberline_coordinator::events::EventsConfig;
+use emberline_common::spec::ByteSize;
 use emberline_train::Model;
-use tokio::time::sleep;
+use tokio::{process::Child, time::sleep};
 
 use self::{
     asking::{Ask, Asking, Protocol, Told},
     bare::Bare,
-    delivery::{Delivered, ENVIRONMENT, Pipeline, roll_back},
+    delivery::{Delivered, Pipeline, roll_back},
     rows::Rows,
 };
-use super::{FAILED, Figure, cluster::mib};
+use super::{
+    FAILED, Figure,
+    cluster::{mib, start_serving, stop},
+};
 use crate::{
     args::{BenchArguments, ClusterArguments, Template},
     client::Cluster,
-    commands::init,
-    embedded::{EmbeddedCluster, ServeModels, StartError},
+    commands::{init, quantile},
     exit::Exit,
 };
 
@@ -44,8 +45,6 @@ const EXAMPLES: [&str; 2] = [
     "examples/predictive-maintenance/pipeline.yaml",
     "examples/digits/pipeline.yaml",
 ];
-/// What each worker may keep of artifacts.
-const CACHE_SIZE: ByteSize = ByteSize(1 << 30);
 /// Clients that ask at the same time.
 const CLIENTS: [usize; 3] = [1, 8, 64];
 /// Asked before anything is measured.
@@ -65,16 +64,23 @@ pub(super) async fn serve(
     arguments: &BenchArguments,
 ) -> anyhow::Result<Vec<Figure>> {
     let files = pipelines(directory, &arguments.pipeline)?;
-    let (cluster, address) = start(directory, arguments.workers).await?;
+    // A process of its own, whose memory is that of a cluster alone.
+    let (child, address) = start_serving(directory, arguments.workers, &[]).await?;
+    let cache_size = ByteSize(1 << 30);
+    let there = ClusterArguments::embedded(directory.join("state"), cache_size);
+    let cluster = Cluster::connect(&there, 0).await?;
     let bench = Bench {
         cluster: &cluster,
+        child: &child,
         address,
         lasts: Duration::from_secs(arguments.seconds.into()),
     };
     let measured = bench.measure(files).await;
-    let closed = cluster.close().await;
+    cluster.close().await?;
+    // Also after a mistake: its directory is about to be removed.
+    let stopped = stop(child).await;
     let figures = measured?;
-    closed?;
+    stopped?;
     Ok(figures)
 }
 
@@ -92,24 +98,6 @@ fn pipelines(directory: &Path, named: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>
     Ok(vec![starter.join("pipeline.yaml")])
 }
 
-async fn start(directory: &Path, workers: u32) -> anyhow::Result<(Cluster, SocketAddr)> {
-    let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let here = ClusterArguments::embedded(directory.join("state"), CACHE_SIZE);
-    let serve = ServeModels {
-        listen: any_port,
-        environment: EnvironmentName::new(ENVIRONMENT)?,
-    };
-    let events = EventsConfig::default();
-    match EmbeddedCluster::start(&here, events, any_port, workers, Some(serve)).await {
-        Ok(cluster) => {
-            let models = cluster.models_address().context("no models are served")?;
-            Ok((Cluster::of(cluster).await?, models))
-        }
-        Err(StartError::Held(why)) => Err(Exit::cluster(why).into()),
-        Err(StartError::Failed(e)) => Err(e),
-    }
-}
-
 /// A model in service.
 struct Served {
     pipeline: Pipeline,
@@ -120,6 +108,7 @@ struct Served {
 
 struct Bench<'a> {
     cluster: &'a Cluster,
+    child: &'a Child,
     address: SocketAddr,
     lasts: Duration,
 }
@@ -143,11 +132,11 @@ impl Bench<'_> {
             });
         }
         let mut figures = Vec::new();
-        let before = resident()?;
+        let before = mib(self.child, "VmRSS:")?;
         for served in &all {
             figures.extend(self.load(served).await?);
         }
-        let after = resident()?;
+        let after = mib(self.child, "VmRSS:")?;
         figures.extend([
             Figure::new("resident before the load", "MiB", before),
             Figure::new("resident after the load", "MiB", after),
@@ -225,7 +214,7 @@ impl Bench<'_> {
             Figure::new(
                 format!("{model} deploy to its first answer"),
                 "ms",
-                crate::commands::quantile(&took, 0.5),
+                quantile(&took, 0.5),
             ),
             Figure::new(
                 format!("{model} asked while versions took over"),
@@ -255,15 +244,6 @@ fn answered(name: &str, told: &Told, bare: Bare) -> [Figure; 5] {
             rate / bare.one,
         ),
     ]
-}
-
-/// What this process, which serves, holds in memory.
-fn resident() -> anyhow::Result<f64> {
-    let status = std::fs::read_to_string("/proc/self/status");
-    mib(
-        &status.context("cannot read the memory of this process")?,
-        "VmRSS:",
-    )
 }
 
 fn millis(time: Duration) -> u64 {
