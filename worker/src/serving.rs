@@ -6,7 +6,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -66,7 +66,37 @@ pub(crate) struct Served {
     pub server: Arc<dyn Serving>,
     plan: watch::Sender<Told>,
     draining: AtomicBool,
-    kept: PathBuf,
+    kept: Arc<Kept>,
+}
+
+/// The file that the plan is kept in, and the newest plan that is to be in it.
+#[derive(Debug)]
+struct Kept {
+    file: PathBuf,
+    is_there: AtomicBool,
+    newest: Mutex<Option<Vec<u8>>>,
+    writing: Mutex<()>,
+}
+
+impl Kept {
+    /// Writes the newest plan, if nobody else has. To be called off the async threads.
+    fn write(&self) {
+        let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let newest = self
+            .newest
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let Some(bytes) = newest else {
+            return;
+        };
+        let partial = self.file.with_extension("partial");
+        let written =
+            std::fs::write(&partial, bytes).and_then(|()| std::fs::rename(&partial, &self.file));
+        if let Err(error) = written {
+            tracing::warn!(%error, "the plan of what is served cannot be kept");
+        }
+    }
 }
 
 /// What a plan means for the session.
@@ -90,14 +120,19 @@ impl Served {
             server,
             plan,
             draining: AtomicBool::new(false),
-            kept,
+            kept: Arc::new(Kept {
+                is_there: AtomicBool::new(kept.exists()),
+                file: kept,
+                newest: Mutex::default(),
+                writing: Mutex::default(),
+            }),
         }
     }
 
     /// Serves again what an earlier life of this worker served, from its cache where the store cannot be
     /// reached: nobody may lead for a while. What was only tried is not: nobody would take it back.
     pub fn restore(&self, cache: &Arc<Cache>) {
-        let kept = match std::fs::read(&self.kept) {
+        let kept = match std::fs::read(&self.kept.file) {
             Ok(bytes) => pb::KeptPlan::decode(bytes.as_slice()).map_err(|e| e.to_string()),
             Err(e) if e.kind() == io::ErrorKind::NotFound => return,
             Err(e) => Err(e.to_string()),
@@ -118,7 +153,7 @@ impl Served {
         match plan {
             Ok((plan, artifacts)) => self.server.apply(plan, artifacts),
             Err(why) => {
-                let file = self.kept.display();
+                let file = self.kept.file.display();
                 tracing::warn!(%file, %why, "what was served before cannot be read: a leader says it anew");
             }
         }
@@ -130,12 +165,15 @@ impl Served {
             object_store_url: store.url().to_owned(),
             plan: Some(plan.into()),
         };
-        let partial = self.kept.with_extension("partial");
-        let written = std::fs::write(&partial, kept.encode_to_vec())
-            .and_then(|()| std::fs::rename(&partial, &self.kept));
-        if let Err(error) = written {
-            tracing::warn!(%error, "the plan of what is served cannot be kept");
-        }
+        let newest = Some(kept.encode_to_vec());
+        *self
+            .kept
+            .newest
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = newest;
+        let kept = Arc::clone(&self.kept);
+        // It says itself what went wrong.
+        drop(tokio::task::spawn_blocking(move || kept.write()));
     }
 
     /// Takes no new clients, and answers those that are there.
@@ -155,7 +193,11 @@ impl Served {
         if plan.models.is_empty() && self.draining.load(Ordering::Relaxed) {
             return;
         }
-        self.keep(&plan, &artifacts.store);
+        // Where nothing is served and nothing was, there is nothing to keep.
+        if !plan.models.is_empty() || self.kept.is_there.load(Ordering::Relaxed) {
+            self.kept.is_there.store(true, Ordering::Relaxed);
+            self.keep(&plan, &artifacts.store);
+        }
         self.server.apply(plan, artifacts);
     }
 
