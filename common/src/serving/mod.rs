@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{DeploymentId, Digest, EnvironmentName, Incarnation, ModelName};
+use crate::ids::{DeploymentId, Digest, EnvironmentName, ModelName};
 
 pub use split::{SHARES, share_of};
 pub use stats::{
@@ -159,13 +159,4 @@ pub enum VersionState {
     Ready,
     /// It cannot be loaded, in one line. The worker tries again by itself where that may help.
     Failed(String),
-}
-
-/// A replica as it is seen from the leader.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ReplicaId {
-    /// The worker.
-    pub worker: crate::ids::WorkerName,
-    /// Its life: another one has counted nothing yet.
-    pub incarnation: Incarnation,
 }

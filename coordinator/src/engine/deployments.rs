@@ -95,7 +95,7 @@ impl Engine {
                 rollout: Some(rollout),
                 ..made
             });
-            // Where nobody serves it is live in the same commit.
+            // Where nobody serves it is live now: what else is decided together finds it so.
             self.serve();
         }
     }

@@ -178,7 +178,7 @@ impl Engine {
             Some(before) => now.stats.since(before),
             // All that a new version has counted is its own; of the live one, who knows since when.
             None if is_new => now.stats.clone(),
-            None => VersionStats::since(&now.stats, &now.stats),
+            None => VersionStats::default(),
         };
         if is_new && under_way && since.requests > 0 && is_canary(deployment) {
             self.note_exposure(id);

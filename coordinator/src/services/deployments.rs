@@ -314,7 +314,7 @@ impl DeploymentService for Deployments {
         request: Request<WatchDeploymentRequest>,
     ) -> Result<Response<Self::WatchDeploymentStream>, Status> {
         let id = deployment_id("deployment", &request.get_ref().deployment)?;
-        let watch = Watch {
+        let mut watch = Watch {
             context: Arc::clone(&self.0),
             id,
             told: None,
@@ -322,7 +322,6 @@ impl DeploymentService for Deployments {
             over: false,
         };
         // What is wrong is told at once, and not in the stream.
-        let mut watch = watch;
         let first = watch.next().await.transpose()?;
         let first = futures::stream::iter(first.map(Ok));
         let rest = futures::stream::unfold(watch, |mut watch| async move {
