@@ -13,6 +13,7 @@ const PROTOS: &[&str] = &[
     "emberline/v1/deployments.proto",
     "emberline/v1/dora.proto",
     "emberline/v1/feedback.proto",
+    "emberline/v1/tokens.proto",
     "inference/v2/open_inference.proto",
 ];
 

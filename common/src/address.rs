@@ -10,21 +10,26 @@ pub fn is_host_port(text: &str) -> bool {
     authority(text).is_ok()
 }
 
-/// The URL of a coordinator, from `host:port` or `http://host:port`.
+/// Splits the address of a process, `host:port` or a URL of one, into the scheme, if it has one, and
+/// `host:port`.
 ///
 /// # Errors
 /// What is wrong with it, in one line.
-pub fn coordinator_url(address: &str) -> Result<String, String> {
+pub fn split_address(address: &str) -> Result<(Option<&str>, &str), String> {
     let wrong = |why: &str| {
-        format!("`{address}` is no address: {why}; write `host:port` or `http://host:port`")
+        format!(
+            "`{address}` is no address: {why}; write `host:port`, `http://host:port` or `https://host:port`"
+        )
     };
-    let bare = match address.split_once("://") {
-        None => address,
-        Some(("http", rest)) => rest.strip_suffix('/').unwrap_or(rest),
-        Some(_) => return Err(wrong("only `http:` is known")),
+    let (scheme, bare) = match address.split_once("://") {
+        None => (None, address),
+        Some((scheme @ ("http" | "https"), rest)) => {
+            (Some(scheme), rest.strip_suffix('/').unwrap_or(rest))
+        }
+        Some(_) => return Err(wrong("only `http:` and `https:` are known")),
     };
     authority(bare).map_err(wrong)?;
-    Ok(format!("http://{bare}"))
+    Ok((scheme, bare))
 }
 
 fn authority(text: &str) -> Result<(), &'static str> {
@@ -52,13 +57,13 @@ mod tests {
     #[test]
     fn an_address_is_a_host_and_a_port() {
         for (address, url) in [
-            ("127.0.0.1:7420", "http://127.0.0.1:7420"),
-            ("c1.example:1", "http://c1.example:1"),
-            ("[::1]:65535", "http://[::1]:65535"),
-            ("http://a:1", "http://a:1"),
-            ("http://a:1/", "http://a:1"),
+            ("127.0.0.1:7420", (None, "127.0.0.1:7420")),
+            ("c1.example:1", (None, "c1.example:1")),
+            ("[::1]:65535", (None, "[::1]:65535")),
+            ("http://a:1", (Some("http"), "a:1")),
+            ("https://a:1/", (Some("https"), "a:1")),
         ] {
-            assert_eq!(coordinator_url(address).unwrap(), url);
+            assert_eq!(split_address(address).unwrap(), url);
         }
     }
 
@@ -77,10 +82,10 @@ mod tests {
             ("me@a:1", "no host"),
             ("a b:1", "not `host:port`"),
             ("a:1/b", "not `host:port`"),
-            ("https://a:1", "only `http:`"),
+            ("ftp://a:1", "only `http:`"),
             ("http://http://a:1", "not `host:port`"),
         ] {
-            let told = coordinator_url(address).unwrap_err();
+            let told = split_address(address).unwrap_err();
             assert!(told.contains(why), "{told}");
             assert!(told.starts_with(&format!("`{address}` is no address")));
         }

@@ -110,6 +110,10 @@ text_id!(
     RunId, "run id", NAME_RULE, is_name
 );
 text_id!(
+    /// A token's name.
+    TokenName, "token name", NAME_RULE, is_name
+);
+text_id!(
     /// A pipeline's name.
     PipelineName, "pipeline name", NAME_RULE, is_name
 );

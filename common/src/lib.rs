@@ -1,6 +1,7 @@
 //! What Emberline's coordinator and workers must agree on: ids, the pipeline's spec and its checks,
 //! artifacts, and logs. What only one side uses lives on that side.
 
+pub mod access;
 pub mod address;
 pub mod artifact;
 pub mod attempt_log;
@@ -11,6 +12,7 @@ pub mod finding;
 pub mod ids;
 pub mod labels;
 pub mod redirect;
+pub mod reload;
 pub mod resources;
 pub mod run_view;
 pub mod serving;
