@@ -8,11 +8,11 @@
 
 use std::{io::ErrorKind, sync::Arc, time::Duration};
 
+use emberline_common::tls::Dialer;
 use tokio::{
     net::TcpStream,
     time::{sleep, timeout},
 };
-use tonic::transport::Endpoint;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::store::{Leader, StateStore};
@@ -35,7 +35,7 @@ enum Seen {
 }
 
 /// Watches over the leader of the time, unless that is us. Never ends.
-pub(crate) async fn attend(store: Arc<dyn StateStore>, own_address: String) {
+pub(crate) async fn attend(store: Arc<dyn StateStore>, own_address: String, dialer: Dialer) {
     let mut seen = store.watch_leader();
     loop {
         let leader = seen.borrow_and_update().clone();
@@ -52,13 +52,13 @@ pub(crate) async fn attend(store: Arc<dyn StateStore>, own_address: String) {
                     return;
                 }
             }
-            () = watch_over(store.as_ref(), &leader) => {}
+            () = watch_over(store.as_ref(), &leader, &dialer) => {}
         }
     }
 }
 
-async fn watch_over(store: &dyn StateStore, leader: &Leader) {
-    let dead = match until_closed(&leader.address).await {
+async fn watch_over(store: &dyn StateStore, leader: &Leader, dialer: &Dialer) {
+    let dead = match until_closed(&leader.address, dialer).await {
         Seen::Closed => !lives(&leader.address).await,
         Seen::Refused => true,
         Seen::Nothing => false,
@@ -74,12 +74,12 @@ async fn watch_over(store: &dyn StateStore, leader: &Leader) {
 
 /// Follows the leader's health until the connection ends. There is no keep-alive on it: silence must
 /// not close it.
-async fn until_closed(address: &str) -> Seen {
-    let Ok(endpoint) = Endpoint::from_shared(format!("http://{address}")) else {
+async fn until_closed(address: &str, dialer: &Dialer) -> Seen {
+    let Ok(endpoint) = dialer.endpoint(address) else {
         return std::future::pending().await;
     };
     let endpoint = endpoint.connect_timeout(CONNECT_WITHIN).tcp_nodelay(true);
-    let channel = match endpoint.connect().await {
+    let channel = match dialer.connect(&endpoint).await {
         Ok(channel) => channel,
         Err(e) => {
             let refused = is_refused(&e);

@@ -9,6 +9,7 @@ use emberline_common::{
     artifact::{ArtifactError, ArtifactStore},
     ids::Epoch,
     telemetry::Telemetry,
+    tls::Dialer,
 };
 use thiserror::Error;
 use tokio::{
@@ -18,6 +19,7 @@ use tokio::{
 };
 
 use crate::{
+    access::Gate,
     attend,
     delivery_gauges::DeliveryGauges,
     engine::api::EngineConfig,
@@ -63,6 +65,10 @@ pub struct CoordinatorConfig {
     pub trace_url: Option<String>,
     /// Where it tells what happens.
     pub events: EventsConfig,
+    /// Its certificates: with them its port speaks TLS, and so do the others.
+    pub dialer: Dialer,
+    /// Who may call it.
+    pub gate: Gate,
 }
 
 /// Why a coordinator did not start, or has stopped.
@@ -162,13 +168,16 @@ impl Coordinator {
             Arc::clone(&store),
             &candidate.address,
             config.telemetry.clone(),
+            config.dialer.scheme(),
         )
         .await;
-        let serving = server::serve(role.clone(), listener, tasks.stopping().clone());
+        let tls = config.dialer.tls().cloned();
+        let serving = server::serve(role.clone(), listener, tls, tasks.stopping().clone());
         tasks.spawn("server", serving);
         if config.one_of_many {
             let stop = tasks.stopping().clone();
-            let watching = attend::attend(Arc::clone(&store), candidate.address.clone());
+            let dialer = config.dialer.clone();
+            let watching = attend::attend(Arc::clone(&store), candidate.address.clone(), dialer);
             let there = store.announce(candidate.clone());
             tasks.spawn("attendance", async move {
                 tokio::select! {

@@ -4,8 +4,10 @@
 //! orders, [`engine`] decides; [`store`] keeps the state. Nothing is told to anyone before it is
 //! durable.
 
+mod access;
 pub mod archive;
 mod attend;
+mod audit;
 mod coordinator;
 mod delivery_gauges;
 pub mod dora;
@@ -25,4 +27,6 @@ mod tenure;
 mod term;
 pub mod traces;
 
+pub use access::Gate;
+pub use audit::Audit;
 pub use coordinator::{Coordinator, CoordinatorConfig, CoordinatorError};

@@ -13,9 +13,10 @@ use emberline_common::{
     artifact::{ArtifactError, ArtifactStore},
     ids::{Digest, Epoch},
     spec::PipelineSpec,
+    tls::Refusals,
 };
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -131,7 +132,9 @@ impl Term {
         );
         // Every live run is archived at most once, so the queue never fills.
         let (archive_queue, ended) = mpsc::channel(config.engine.max_live_runs + 1);
+        let (access, checked) = watch::channel(Arc::clone(engine.access()));
         let parts = Parts {
+            access,
             engine,
             store: Arc::clone(&store),
             epoch,
@@ -223,6 +226,9 @@ impl Term {
             address: address.to_owned(),
             telemetry: telemetry.clone(),
             events_source: config.events.source.clone(),
+            access: checked,
+            gate: config.gate.clone(),
+            refusals: Refusals::default(),
             trace_url: config.trace_url.clone(),
             heartbeat_interval: config.heartbeat_interval,
             worker_grace: config.engine.worker_grace,

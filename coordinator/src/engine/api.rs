@@ -25,6 +25,7 @@ use thiserror::Error;
 pub use super::{
     outside::{Merge, OutsideEvent},
     registry::{ImportedVersion, RegistryCommand, RegistryRefusal, VersionRef, VersionView},
+    tokens::{AccessTable, CredentialRecord, TokenCommand, TokenRecord, TokenRefusal},
 };
 
 /// One session of a worker with this leader. Never reused by one leader.
@@ -124,6 +125,8 @@ pub enum Command {
     },
     /// A person wants the registry to be another one.
     Registry(RegistryCommand),
+    /// Tokens are made, revoked and issued.
+    Tokens(TokenCommand),
     /// An outside system tells something.
     Outside(OutsideEvent),
     /// Outside systems have been told of runs and deployments.
@@ -397,6 +400,8 @@ pub enum Effect {
     RunChanged(Arc<RunSummary>),
     /// Tell those who watch the run. Only made for runs that are watched.
     TaskChanged(Arc<TaskView>),
+    /// Check calls by this from now on.
+    Access(Arc<AccessTable>),
     /// Write the ended run to the object store, then answer with [`Command::RunArchived`].
     Archive(Arc<ArchivedRun>),
     /// Tell those who observe the cluster: the run is in another state.
@@ -451,6 +456,11 @@ pub enum Outcome {
     },
     /// A version of a model: as it is now, or as it was when it was deleted.
     Version(Box<VersionView>),
+    /// Tokens were changed.
+    Revoked {
+        /// How many workers' credentials went with it.
+        credentials: usize,
+    },
     /// A worker that was told to drain.
     Draining {
         /// Attempts that it still runs.
@@ -476,6 +486,9 @@ pub enum Refusal {
     /// The registry does not allow it.
     #[error(transparent)]
     Registry(#[from] RegistryRefusal),
+    /// The tokens do not allow it.
+    #[error(transparent)]
+    Tokens(#[from] TokenRefusal),
     /// The run's state does not allow it.
     #[error("run `{run}` is {state}: {hint}")]
     WrongState {

@@ -120,6 +120,18 @@ impl Engine {
                 ["untold", subject] => {
                     engine.untold.insert((*subject).to_owned());
                 }
+                ["tokens", name] => {
+                    let name = name.parse().map_err(|_| unknown(key))?;
+                    let record = decode(key, value)?;
+                    let access = Arc::make_mut(&mut engine.access);
+                    access.tokens.insert(name, record);
+                }
+                ["credentials", worker] => {
+                    let worker = worker.parse().map_err(|_| unknown(key))?;
+                    let record = decode(key, value)?;
+                    let access = Arc::make_mut(&mut engine.access);
+                    access.credentials.insert(worker, record);
+                }
                 ["poison", run] => {
                     let run = RunId::new(run).map_err(|_| unknown(key))?;
                     let record: PoisonRecord = decode(key, value)?;

@@ -42,6 +42,7 @@ mod sim;
 mod tasks;
 #[cfg(test)]
 mod tests;
+pub mod tokens;
 mod untold;
 mod workers;
 
@@ -72,6 +73,7 @@ use records::{EnvironmentRecord, PoisonRecord, Written, encode, keys};
 use retries::Random;
 use run::{Run, RunSeq, TaskRef};
 use serving::Serving;
+use tokens::AccessTable;
 use untold::Untold;
 use workers::Fleet;
 
@@ -117,6 +119,7 @@ pub struct Engine {
     serving: Serving,
     /// What outside systems have to be told of.
     untold: Untold,
+    access: Arc<AccessTable>,
     poison: BTreeMap<RunId, u32>,
     deciding: Option<RunId>,
     /// Set while records of an earlier leader are taken over: times come from them.
@@ -167,6 +170,7 @@ impl Engine {
             merge_order: BTreeSet::new(),
             serving: Serving::default(),
             untold: Untold::default(),
+            access: Arc::default(),
             poison: BTreeMap::new(),
             deciding: None,
             loading: false,
@@ -235,6 +239,7 @@ impl Engine {
                 Ok(Outcome::Done)
             }
             Command::Registry(command) => self.change_registry(command),
+            Command::Tokens(command) => self.change_tokens(command),
             Command::Outside(event) => self.outside(event),
             Command::Told { up_to } => {
                 self.told(up_to);

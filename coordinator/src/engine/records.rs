@@ -12,7 +12,7 @@ use emberline_common::{
     failure::{Failure, Reason},
     ids::{
         Alias, ArtifactName, DeploymentId, Digest, EnvironmentName, Epoch, Incarnation, ModelName,
-        PipelineName, RunId, TaskName, WorkerName,
+        PipelineName, RunId, TaskName, TokenName, WorkerName,
     },
     run_view::{ArtifactRef, AttemptTiming, MAX_EARLIER, PastAttempt, Results, RunState},
     time::Timestamp,
@@ -33,7 +33,9 @@ pub const RUN_RESERVE_BYTES: usize = 16 << 10;
 
 /// The state's keys.
 pub mod keys {
-    use super::{DeploymentId, Digest, EnvironmentName, ModelName, RunId, TaskName};
+    use super::{
+        DeploymentId, Digest, EnvironmentName, ModelName, RunId, TaskName, TokenName, WorkerName,
+    };
 
     /// `runs/{run}`
     #[must_use]
@@ -89,6 +91,16 @@ pub mod keys {
     #[must_use]
     pub fn untold(subject: &str) -> String {
         format!("untold/{subject}")
+    }
+    /// `tokens/{name}`
+    #[must_use]
+    pub fn token(name: &TokenName) -> String {
+        format!("tokens/{name}")
+    }
+    /// `credentials/{worker}`
+    #[must_use]
+    pub fn credential(worker: &WorkerName) -> String {
+        format!("credentials/{worker}")
     }
     /// `poison/{run}`
     #[must_use]

@@ -9,7 +9,7 @@ use std::{
 
 use emberline_common::ids::{Epoch, RunId};
 use futures::future::BoxFuture;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -24,7 +24,7 @@ use super::{
 use crate::{
     engine::{
         Engine,
-        api::{ArchivedRun, Command, Decision, Effect, Outcome, Refusal, SessionId},
+        api::{AccessTable, ArchivedRun, Command, Decision, Effect, Outcome, Refusal, SessionId},
     },
     store::{BatchLimits, StateStore, StoreError},
 };
@@ -46,6 +46,8 @@ pub(crate) struct Parts {
     /// Has room for every live run, so that handing one over never waits.
     pub(crate) archive: mpsc::Sender<Arc<ArchivedRun>>,
     pub(crate) observers: Observers,
+    /// What calls are checked by.
+    pub(crate) access: watch::Sender<Arc<AccessTable>>,
 }
 
 /// Owns the engine until it stops leading.
@@ -59,6 +61,7 @@ pub(crate) struct Pump {
     counters: Arc<Counters>,
     archive: mpsc::Sender<Arc<ArchivedRun>>,
     observers: Observers,
+    access: watch::Sender<Arc<AccessTable>>,
     limits: BatchLimits,
     sessions: Sessions,
     /// Watchers that wait for a commit before they are added, by run.
@@ -106,6 +109,7 @@ impl Pump {
             counters: parts.counters,
             archive: parts.archive,
             observers: parts.observers,
+            access: parts.access,
             sessions: Sessions::default(),
             subscribing: HashMap::new(),
             pending: VecDeque::new(),
@@ -380,6 +384,9 @@ impl Pump {
                     Effect::TaskObserved(task) => observed.push(Observed::Task(task)),
                     Effect::Deployed(deployment) => {
                         observed.push(Observed::Deployment(deployment));
+                    }
+                    Effect::Access(access) => {
+                        self.access.send_replace(access);
                     }
                     Effect::Archive(run) => {
                         if !self.observers.is_empty() {

@@ -9,7 +9,7 @@ use emberline_proto::v1::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{Context, in_time, status};
+use super::{Context, access::Subject, in_time, status};
 use crate::engine::api::{Command, Outcome, WorkerStatus};
 
 pub(crate) struct Cluster(pub(crate) Arc<Context>);
@@ -40,6 +40,7 @@ impl ClusterService for Cluster {
         &self,
         request: Request<DrainWorkerRequest>,
     ) -> Result<Response<DrainWorkerResponse>, Status> {
+        Subject::of(&request).is(request.get_ref().worker.as_str());
         let worker = wire::id("worker", &request.into_inner().worker);
         let worker = worker.map_err(|e| status::bad_wire(&e))?;
         in_time("the answer", async {

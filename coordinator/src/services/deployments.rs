@@ -19,7 +19,7 @@ use futures::StreamExt as _;
 use tokio::time::{Interval, interval};
 use tonic::{Request, Response, Status};
 
-use super::{Answers, Context, in_time, status, translate};
+use super::{Answers, Context, access::Subject, in_time, status, translate};
 use crate::engine::{
     Engine,
     api::{Command, Outcome},
@@ -255,7 +255,9 @@ impl DeploymentService for Deployments {
         request: Request<MarkDeploymentFailedRequest>,
     ) -> Result<Response<MarkDeploymentFailedResponse>, Status> {
         in_time("the answer", async {
+            let subject = Subject::of(&request);
             let request = request.into_inner();
+            subject.is(request.deployment.as_str());
             let began_at = request.began_at.map(TryInto::try_into).transpose();
             let command = Command::MarkFailed {
                 deployment: deployment_id("deployment", &request.deployment)?,
@@ -276,7 +278,9 @@ impl DeploymentService for Deployments {
         request: Request<RollBackRequest>,
     ) -> Result<Response<RollBackResponse>, Status> {
         in_time("the answer", async {
+            let subject = Subject::of(&request);
             let request = request.into_inner();
+            subject.is(format!("{} {}", request.environment, request.model));
             let bad = translate::bad;
             let command = Command::RollBack {
                 environment: wire::id("environment", &request.environment).map_err(bad)?,
@@ -298,6 +302,7 @@ impl DeploymentService for Deployments {
         request: Request<ApproveDeploymentRequest>,
     ) -> Result<Response<ApproveDeploymentResponse>, Status> {
         in_time("the answer", async {
+            Subject::of(&request).is(request.get_ref().deployment.as_str());
             let deployment = deployment_id("deployment", &request.get_ref().deployment)?;
             let (deployment, _) = self.command(Command::Approve { deployment }).await?;
             Ok(ApproveDeploymentResponse {

@@ -46,8 +46,8 @@ fn try_again(mut answer: Response<Body>) -> Response<Body> {
 }
 
 /// Another coordinator leads, or none does: the same request is to go there, or to come again.
-pub(super) fn elsewhere(leader: Option<&Leader>, why: &Status) -> Response<Body> {
-    let location = leader.map(|leader| format!("http://{}{EVENTS}", leader.address));
+pub(super) fn elsewhere(scheme: &str, leader: Option<&Leader>, why: &Status) -> Response<Body> {
+    let location = leader.map(|leader| format!("{scheme}://{}{EVENTS}", leader.address));
     match location.and_then(|location| HeaderValue::try_from(location).ok()) {
         Some(location) => {
             let mut answer = refused(StatusCode::TEMPORARY_REDIRECT, why.message());
@@ -56,6 +56,18 @@ pub(super) fn elsewhere(leader: Option<&Leader>, why: &Status) -> Response<Body>
         }
         None => try_again(refused(StatusCode::SERVICE_UNAVAILABLE, why.message())),
     }
+}
+
+/// A caller that is turned away.
+pub(super) fn denied(why: &Status) -> Response<Body> {
+    let mut answer = refused(http_status(why.code()), why.message());
+    if why.code() == Code::Unauthenticated {
+        let scheme = HeaderValue::from_static("Bearer");
+        answer
+            .headers_mut()
+            .insert(header::WWW_AUTHENTICATE, scheme);
+    }
+    answer
 }
 
 /// Reads an event that an outside system posts. Whoever is slow about it holds up nothing but his own
@@ -127,6 +139,8 @@ const fn http_status(code: Code) -> StatusCode {
     match code {
         Code::InvalidArgument | Code::FailedPrecondition => StatusCode::BAD_REQUEST,
         Code::NotFound => StatusCode::NOT_FOUND,
+        Code::Unauthenticated => StatusCode::UNAUTHORIZED,
+        Code::PermissionDenied => StatusCode::FORBIDDEN,
         Code::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
         Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         Code::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,

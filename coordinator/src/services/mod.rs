@@ -3,6 +3,7 @@
 //! Wire types are turned into domain types here, and never go further in. Each service has a file;
 //! [`status`] makes every error, [`serve`](server) sets the limits of a connection.
 
+pub(crate) mod access;
 pub(crate) mod artifacts;
 pub(crate) mod cluster;
 mod connections;
@@ -17,16 +18,22 @@ pub(crate) mod runs;
 pub(crate) mod server;
 pub mod status;
 mod submit;
+mod tokens;
 mod translate;
 pub(crate) mod workers;
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
-use emberline_common::{artifact::ArtifactStore, telemetry::Telemetry, time::Timestamp};
+use emberline_common::{
+    artifact::ArtifactStore, telemetry::Telemetry, time::Timestamp, tls::Refusals,
+};
 use futures::Stream;
+use tokio::sync::watch;
 use tonic::Status;
 
 use crate::{
+    access::Gate,
+    engine::api::AccessTable,
     gc::Collector,
     holds::Holds,
     lookup::Lookup,
@@ -54,6 +61,10 @@ pub(crate) struct Context {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) run_ids: RunIds,
     pub(crate) telemetry: Telemetry,
+    /// What calls are checked by.
+    pub(crate) access: watch::Receiver<Arc<AccessTable>>,
+    pub(crate) gate: Gate,
+    pub(crate) refusals: Refusals,
     /// The `source` of our own events.
     pub(crate) events_source: String,
     /// Where this leader serves.

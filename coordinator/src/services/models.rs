@@ -15,7 +15,7 @@ use emberline_proto::v1::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{Context, imports, in_time, status, translate};
+use super::{Context, access::Subject, imports, in_time, status, translate};
 use crate::engine::{
     Engine,
     api::{self, Command, Outcome, RegistryCommand, VersionRef},
@@ -155,7 +155,9 @@ impl ModelService for Models {
         request: Request<SetAliasRequest>,
     ) -> Result<Response<SetAliasResponse>, Status> {
         in_time("the answer", async {
+            let subject = Subject::of(&request);
             let request = request.into_inner();
+            subject.is(format!("{}@{}", request.model, request.alias));
             let command = RegistryCommand::Alias {
                 model: model_name(&request.model)?,
                 alias: alias_name(&request.alias)?,
@@ -173,7 +175,9 @@ impl ModelService for Models {
         request: Request<RemoveAliasRequest>,
     ) -> Result<Response<RemoveAliasResponse>, Status> {
         in_time("the answer", async {
+            let subject = Subject::of(&request);
             let request = request.into_inner();
+            subject.is(format!("{}@{}", request.model, request.alias));
             let command = RegistryCommand::Alias {
                 model: model_name(&request.model)?,
                 alias: alias_name(&request.alias)?,
@@ -191,7 +195,9 @@ impl ModelService for Models {
         request: Request<AnnotateVersionRequest>,
     ) -> Result<Response<AnnotateVersionResponse>, Status> {
         in_time("the answer", async {
+            let subject = Subject::of(&request);
             let request = request.into_inner();
+            subject.is(format!("{}@{}", request.model, request.version));
             let command = RegistryCommand::Annotate {
                 model: model_name(&request.model)?,
                 version: version_ref(&request.version)?,
@@ -210,7 +216,9 @@ impl ModelService for Models {
         request: Request<DeleteVersionRequest>,
     ) -> Result<Response<DeleteVersionResponse>, Status> {
         in_time("the answer", async {
+            let subject = Subject::of(&request);
             let request = request.into_inner();
+            subject.is(format!("{}@{}", request.model, request.version));
             let command = RegistryCommand::Delete {
                 model: model_name(&request.model)?,
                 version: version_ref(&request.version)?,
@@ -226,8 +234,10 @@ impl ModelService for Models {
         request: Request<ImportVersionRequest>,
     ) -> Result<Response<ImportVersionResponse>, Status> {
         in_time("the import", async {
+            let subject = Subject::of(&request);
             // Held until the commit has been answered: nothing refers to the artifact before.
             let (import, _hold) = imports::import(&self.0, request.into_inner()).await?;
+            subject.is(import.registration.model.as_str());
             let command = RegistryCommand::Import(Box::new(import));
             let version = Some(self.command(command).await?);
             Ok(ImportVersionResponse { version })

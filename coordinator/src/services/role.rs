@@ -7,10 +7,11 @@ use std::{
     task::{Context as Poller, Poll},
 };
 
-use emberline_common::telemetry::Telemetry;
+use emberline_common::{access::Role as AccessRole, telemetry::Telemetry};
 use emberline_proto::v1::{
     artifact_service_server, cluster_service_server, deployment_service_server,
-    dora_service_server, model_service_server, run_service_server, worker_service_server,
+    dora_service_server, model_service_server, run_service_server, token_service_server,
+    worker_service_server,
 };
 use futures::FutureExt as _;
 use http::{Request, Response};
@@ -19,11 +20,11 @@ use tonic::{body::Body, service::Routes};
 use tonic_health::{ServingStatus, pb::health_server::HealthServer, server::HealthReporter};
 use tower_service::Service;
 
-use super::{Context, http_pages, status};
+use super::{Context, access, http_pages, status};
 use crate::store::{Leader, StateStore};
 
 /// The services that only a leader answers.
-const LED: [&str; 7] = [
+pub(super) const LED: [&str; 8] = [
     run_service_server::SERVICE_NAME,
     worker_service_server::SERVICE_NAME,
     model_service_server::SERVICE_NAME,
@@ -31,6 +32,7 @@ const LED: [&str; 7] = [
     cluster_service_server::SERVICE_NAME,
     deployment_service_server::SERVICE_NAME,
     dora_service_server::SERVICE_NAME,
+    token_service_server::SERVICE_NAME,
 ];
 
 /// The services that are answered whoever leads.
@@ -47,6 +49,24 @@ pub(crate) struct Answering {
     pub(crate) context: Arc<Context>,
 }
 
+impl Answering {
+    /// Answers a call that may be made.
+    async fn answer(mut self, request: Request<Body>) -> Result<Response<Body>, Infallible> {
+        let (mut head, body) = request.into_parts();
+        let needed = access::needed(head.uri.path());
+        let admitted = match access::admit(&self.context, &mut head, needed).await {
+            Ok(admitted) => admitted,
+            Err(why) => return Ok(why.into_http()),
+        };
+        // Routes are always ready.
+        let response = self.routes.call(Request::from_parts(head, body)).await?;
+        if let Some(entry) = admitted.done(&response) {
+            access::note(&self.context, &entry).await;
+        }
+        Ok(response)
+    }
+}
+
 /// The role of this coordinator, as its server sees it. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Role {
@@ -58,6 +78,8 @@ pub(crate) struct Role {
     /// Answered whoever leads.
     always: Routes,
     telemetry: Telemetry,
+    /// How our own URLs begin.
+    scheme: &'static str,
 }
 
 impl Role {
@@ -66,6 +88,7 @@ impl Role {
         store: Arc<dyn StateStore>,
         address: &str,
         telemetry: Telemetry,
+        scheme: &'static str,
     ) -> Self {
         let (health, service) = tonic_health::server::health_reporter();
         health.set_service_status("", ServingStatus::Serving).await;
@@ -76,6 +99,7 @@ impl Role {
             health,
             always: always(service),
             telemetry,
+            scheme,
         };
         role.say(ServingStatus::NotServing).await;
         role
@@ -108,17 +132,37 @@ impl Role {
     }
 
     async fn event(self, request: Request<Body>) -> Response<Body> {
-        let event = match http_pages::read_event(request).await {
+        let (mut head, body) = request.into_parts();
+        let led = self.term.borrow().clone();
+        let admitted = match &led {
+            Some(term) => {
+                let needed = Some(AccessRole::Operator);
+                match access::admit(&term.context, &mut head, needed).await {
+                    Ok(admitted) => Some(admitted),
+                    Err(why) => return http_pages::denied(&why),
+                }
+            }
+            None => None,
+        };
+        // Nothing of a term may be held while a stranger sends.
+        drop(led);
+        let event = match http_pages::read_event(Request::from_parts(head, body)).await {
             Ok(event) => event,
             Err(answer) => return answer,
         };
-        // Only now: nothing of a term may be held while a stranger sends.
         let term = self.term.borrow().clone();
-        match term {
-            Some(term) => http_pages::take_event(term.context, &event).await,
-            None => {
+        match (term, admitted) {
+            (Some(term), Some(admitted)) => {
+                let answer = http_pages::take_event(Arc::clone(&term.context), &event).await;
+                if let Some(entry) = admitted.done(&answer) {
+                    access::note(&term.context, &entry).await;
+                }
+                answer
+            }
+            // A term that has begun meanwhile has asked nobody yet.
+            _ => {
                 let (leader, status) = self.elsewhere();
-                http_pages::elsewhere(leader.as_ref(), &status)
+                http_pages::elsewhere(self.scheme, leader.as_ref(), &status)
             }
         }
     }
@@ -181,19 +225,17 @@ impl Service<Request<Body>> for Role {
             return self.clone().event(request).map(Ok).boxed();
         }
         let service = path.trim_start_matches('/').split('/').next();
-        let mut routes = if service.is_some_and(|service| LED.contains(&service)) {
+        if service.is_some_and(|service| LED.contains(&service)) {
             let term = self.term.borrow().clone();
-            match term {
-                Some(term) => term.routes,
+            return match term {
+                Some(term) => term.answer(request).boxed(),
                 None => {
                     let answer = self.elsewhere().1.into_http();
-                    return Box::pin(std::future::ready(Ok(answer)));
+                    Box::pin(std::future::ready(Ok(answer)))
                 }
-            }
-        } else {
-            self.always.clone()
-        };
+            };
+        }
         // Routes are always ready.
-        routes.call(request).boxed()
+        self.always.clone().call(request).boxed()
     }
 }

@@ -18,7 +18,7 @@ use emberline_proto::v1::{
 use futures::{StreamExt as _, stream};
 use tonic::{Request, Response, Status};
 
-use super::{Answers, Context, in_time, status, submit, translate};
+use super::{Answers, Context, access::Subject, in_time, status, submit, translate};
 use crate::{
     engine::api::{self, Command, Outcome},
     runtime::{
@@ -306,6 +306,7 @@ impl RunService for Runs {
     ) -> Result<Response<SubmitRunResponse>, Status> {
         // A caller that traces its calls says so in their metadata.
         let context = request.metadata().get("traceparent").cloned();
+        let subject = Subject::of(&request);
         let mut request = request.into_inner();
         let context = context.as_ref().and_then(|value| value.to_str().ok());
         if let Some(context) = context.filter(|text| text.parse::<TraceContext>().is_ok())
@@ -313,7 +314,9 @@ impl RunService for Runs {
         {
             context.clone_into(&mut request.traceparent);
         }
-        in_time("the submission", self.submit(request)).await
+        let submitted = in_time("the submission", self.submit(request)).await?;
+        subject.is(submitted.get_ref().run.as_str());
+        Ok(submitted)
     }
 
     async fn get_run(
@@ -347,6 +350,7 @@ impl RunService for Runs {
         &self,
         request: Request<CancelRunRequest>,
     ) -> Result<Response<CancelRunResponse>, Status> {
+        Subject::of(&request).is(request.get_ref().run.as_str());
         in_time("the cancellation", self.cancel(request.into_inner())).await
     }
 
@@ -354,6 +358,7 @@ impl RunService for Runs {
         &self,
         request: Request<RetryRunRequest>,
     ) -> Result<Response<RetryRunResponse>, Status> {
+        Subject::of(&request).is(request.get_ref().run.as_str());
         in_time("the retry", self.retry(request.into_inner())).await
     }
 

@@ -2,11 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
+use emberline_common::tls::Tls;
 use emberline_proto::v1::{
     artifact_service_server::ArtifactServiceServer, cluster_service_server::ClusterServiceServer,
     deployment_service_server::DeploymentServiceServer, dora_service_server::DoraServiceServer,
     model_service_server::ModelServiceServer, run_service_server::RunServiceServer,
-    worker_service_server::WorkerServiceServer,
+    token_service_server::TokenServiceServer, worker_service_server::WorkerServiceServer,
 };
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -14,7 +15,7 @@ use tonic::{service::Routes, transport::server::Server};
 
 use super::{
     Context, artifacts::Artifacts, cluster::Cluster, connections, deployments::Deployments,
-    dora::Dora, models::Models, role::Role, runs::Runs, workers::Workers,
+    dora::Dora, models::Models, role::Role, runs::Runs, tokens::Tokens, workers::Workers,
 };
 use crate::CoordinatorError;
 
@@ -64,6 +65,9 @@ pub(crate) fn routes(context: &Arc<Context>) -> Routes {
         )
         .add_service(
             DoraServiceServer::new(Dora(shared())).max_decoding_message_size(MAX_MESSAGE_BYTES),
+        )
+        .add_service(
+            TokenServiceServer::new(Tokens(shared())).max_decoding_message_size(MAX_MESSAGE_BYTES),
         );
     routes.routes().prepare()
 }
@@ -72,6 +76,7 @@ pub(crate) fn routes(context: &Arc<Context>) -> Routes {
 pub(crate) async fn serve(
     role: Role,
     listener: TcpListener,
+    tls: Option<Tls>,
     stop: CancellationToken,
 ) -> Result<(), CoordinatorError> {
     let failed = |e: Box<dyn std::error::Error + Send + Sync>| CoordinatorError::Serve {
@@ -105,7 +110,7 @@ pub(crate) async fn serve(
         .http2_keepalive_interval(Some(KEEP_ALIVE_EVERY))
         .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
         .http2_max_pending_accept_reset_streams(Some(64))
-        .serve_with_incoming_shutdown(role, connections::accept(listener, close), stopped);
+        .serve_with_incoming_shutdown(role, connections::accept(listener, tls, close), stopped);
     tokio::select! {
         ended = server => ended.map_err(|e| failed(e.into())),
         () = hang_up => Ok(()),

@@ -12,8 +12,9 @@ use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 
 use super::translate;
 use crate::{
+    access::Denied,
     archive::ArchiveError,
-    engine::api::{Refusal, RegistryRefusal},
+    engine::api::{Refusal, RegistryRefusal, TokenRefusal},
     gc::CollectError,
     lookup::LookupError,
     runtime::{RETRY_HINT, RuntimeError, watchers::WatchEnd},
@@ -120,6 +121,19 @@ pub(super) fn not_leader(leader: Option<&Leader>, trouble: Option<&str>) -> Stat
     }
 }
 
+/// A caller that is turned away.
+pub(super) fn denied(why: &Denied) -> Status {
+    let (code, reason) = match why {
+        Denied::Unauthenticated => (Code::Unauthenticated, "UNAUTHENTICATED"),
+        Denied::Forbidden(_) => (Code::PermissionDenied, "PERMISSION_DENIED"),
+    };
+    with_reason(code, reason, why.text().to_owned())
+}
+
+pub(super) fn exists(message: String) -> Status {
+    with_reason(Code::AlreadyExists, "EXISTS", message)
+}
+
 pub(super) fn stopping() -> Status {
     try_again(
         Code::Unavailable,
@@ -154,6 +168,15 @@ pub(super) fn from_runtime(e: RuntimeError) -> Status {
             Refusal::NoSuchRun(_) | Refusal::NoSuchWorker(_) | Refusal::NoSuchDeployment(_),
         ) => with_reason(Code::NotFound, "NOT_FOUND", message),
         RuntimeError::Refused(Refusal::Registry(refusal)) => from_registry(&refusal),
+        RuntimeError::Refused(Refusal::Tokens(refusal)) => match refusal {
+            TokenRefusal::Exists(_) => exists(message),
+            TokenRefusal::NoSuchToken(_) | TokenRefusal::NoSuchCredential(_) => {
+                with_reason(Code::NotFound, "NOT_FOUND", message)
+            }
+            TokenRefusal::TooMany { .. } => {
+                with_reason(Code::ResourceExhausted, "TOO_MANY", message)
+            }
+        },
         RuntimeError::Refused(Refusal::WrongState { .. } | Refusal::WrongDeployment(_)) => {
             with_reason(Code::FailedPrecondition, "WRONG_STATE", message)
         }

@@ -6,8 +6,9 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use emberline_common::{
+    access::{Token, TokenKind},
     delivery::Deployment,
-    ids::AttemptId,
+    ids::{AttemptId, TokenName, WorkerName},
     labels,
     run_view::RunView,
     serving::{ServingOffer, ServingStatus},
@@ -18,23 +19,27 @@ use emberline_common::{
 use emberline_proto::{
     WORKER_PROTOCOL_VERSION,
     v1::{
-        Assignments, Drain, Heartbeat, LeaderMessage, Register, Registered, ReportAck, ReportAcks,
-        Stop, WorkerMessage, leader_message::Message as FromLeader,
+        Assignments, Credential, Drain, Heartbeat, LeaderMessage, Register, Registered, ReportAck,
+        ReportAcks, Stop, WorkerMessage, leader_message::Message as FromLeader,
         worker_message::Message as FromWorker, worker_service_server::WorkerService,
     },
 };
 use prost::Message as _;
 use tokio::{
-    sync::{mpsc, oneshot},
-    time::{Interval, MissedTickBehavior, interval_at, timeout},
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, Interval, MissedTickBehavior, interval_at, timeout},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Answers, Context, status, translate};
+use super::{Answers, Context, access, status, translate};
 use crate::{
+    access::{Caller, Denied, Known},
     dora,
-    engine::api::{Assignment, AttemptReport, Command, Disconnect, SessionId, WorkerHello},
+    engine::api::{
+        AccessTable, Assignment, AttemptReport, Command, Disconnect, SessionId, TokenCommand,
+        WorkerHello,
+    },
     runtime::{sessions::Outgoing, watchers::Progress},
 };
 
@@ -47,6 +52,11 @@ const WHY_WITHIN: Duration = Duration::from_millis(50);
 /// Reports that are decided on together: so many, with what they lead to, fit into one commit of any
 /// store.
 const REPORTS_AT_ONCE: usize = 32;
+/// How long a worker's credential is valid. It is renewed four times as often while the worker is
+/// there: so long it may be away.
+const CREDENTIAL_TTL: Duration = Duration::from_hours(7 * 24);
+/// When that is tried again that did not succeed.
+const RENEW_AGAIN: Duration = Duration::from_secs(60);
 /// The largest message of assignments, but for one that is larger alone.
 const ASSIGNMENTS_BYTES: usize = 1 << 20;
 
@@ -61,24 +71,27 @@ impl WorkerService for Workers {
         request: Request<Streaming<WorkerMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let context = Arc::clone(&self.0);
+        let caller = access::caller(&request)?;
         let (opened, opening) = oneshot::channel();
-        let (errors, error) = mpsc::channel(1);
+        let (words, word) = mpsc::channel(2);
         let ended = CancellationToken::new();
         let reader = Reader {
             context: Arc::clone(&context),
             inbound: request.into_inner(),
+            access: context.access.clone(),
+            by: caller.by.clone(),
+            caller,
+            renew_at: None,
+            words,
             ended: ended.clone(),
         };
         context.tasks.spawn("session", async move {
-            if let Err(status) = reader.run(opened, &errors).await {
-                // The stream may have been closed from the other end.
-                let _ = errors.try_send(status);
-            }
+            reader.run(opened).await;
             Ok(())
         });
         let speaker = Speaker {
             outgoing: Speaking::Opening(opening),
-            error,
+            word,
             waiting: VecDeque::new(),
             heartbeat: None,
             beats: 0,
@@ -98,8 +111,24 @@ impl WorkerService for Workers {
 struct Reader {
     context: Arc<Context>,
     inbound: Streaming<WorkerMessage>,
+    access: watch::Receiver<Arc<AccessTable>>,
+    caller: Caller,
+    /// What the session rests on: what it was opened by, or the credential that was given since.
+    by: Known,
+    /// When the next credential is due.
+    renew_at: Option<Instant>,
+    /// What the other half is to say.
+    words: mpsc::Sender<Word>,
     /// Cancelled when the worker no longer listens.
     ended: CancellationToken,
+}
+
+/// What the reader wants said.
+enum Word {
+    /// The worker's next credential.
+    Credential(Token),
+    /// Why the session ends.
+    Error(Status),
 }
 
 /// A session that the runtime knows.
@@ -109,11 +138,14 @@ struct Opened {
 }
 
 impl Reader {
-    async fn run(
-        mut self,
-        opened: oneshot::Sender<Opened>,
-        errors: &mpsc::Sender<Status>,
-    ) -> Result<(), Status> {
+    async fn run(mut self, opened: oneshot::Sender<Opened>) {
+        if let Err(status) = self.follow(opened).await {
+            // The stream may have been closed from the other end.
+            let _ = self.words.try_send(Word::Error(status));
+        }
+    }
+
+    async fn follow(&mut self, opened: oneshot::Sender<Opened>) -> Result<(), Status> {
         let first = timeout(REGISTER_WITHIN, self.inbound.message());
         let first = tokio::select! {
             () = self.ended.cancelled() => return Ok(()),
@@ -130,6 +162,8 @@ impl Reader {
         let session = runtime.new_session();
         let (hello, unacknowledged) = hello(session, register)?;
         let worker = hello.worker.clone();
+        let may_be = self.caller.may_be(&worker);
+        may_be.map_err(|denied| status::denied(&denied))?;
         let outgoing = runtime
             .open_session(hello)
             .await
@@ -140,11 +174,12 @@ impl Reader {
         for command in reports(session, unacknowledged) {
             let _ = runtime.tell(command).await;
         }
-        let how = match self.listen(session).await {
+        self.renew_at = self.first_renewal();
+        let how = match self.listen(session, &worker).await {
             Ok(how) => how,
             Err((status, how)) => {
                 // Before the runtime hears of it and closes the session without a word.
-                let _ = errors.try_send(status);
+                let _ = self.words.try_send(Word::Error(status));
                 how
             }
         };
@@ -154,7 +189,11 @@ impl Reader {
     }
 
     /// Until the session breaks.
-    async fn listen(&mut self, session: SessionId) -> Result<Disconnect, (Status, Disconnect)> {
+    async fn listen(
+        &mut self,
+        session: SessionId,
+        worker: &WorkerName,
+    ) -> Result<Disconnect, (Status, Disconnect)> {
         use Disconnect::{Closed, Silent};
         // At least two words are missed.
         let silence = self
@@ -177,6 +216,15 @@ impl Reader {
                 () = self.context.tasks.stopping().cancelled() => {
                     return Err((status::stopping(), Closed));
                 }
+                // It ends with the term, as this does.
+                Ok(()) = self.access.changed() => {
+                    self.check().await.map_err(|status| (status, Closed))?;
+                    continue;
+                }
+                () = due(self.renew_at) => {
+                    self.renew(worker).await;
+                    continue;
+                }
                 // The other half of the stream has ended; this half says in a moment why.
                 () = self.ended.cancelled() => {
                     return match timeout(WHY_WITHIN, self.inbound.message()).await {
@@ -190,6 +238,78 @@ impl Reader {
                 let told = self.context.runtime.tell(command).await;
                 told.map_err(|e| (status::from_runtime(e), Closed))?;
             }
+        }
+    }
+
+    /// The session goes on only while what it rests on has not been revoked.
+    async fn check(&mut self) -> Result<(), Status> {
+        let table = self.access.borrow_and_update().clone();
+        if self.context.gate.still_knows(&table, &self.by).await {
+            return Ok(());
+        }
+        Err(status::denied(&Denied::Unauthenticated))
+    }
+
+    /// The token by which the worker joined, where one is asked for.
+    fn joins_by(&self) -> Option<(TokenName, bool)> {
+        match &self.caller.by {
+            Known::Anyone => None,
+            Known::Token { name, by_file, .. } => Some((name.clone(), *by_file)),
+            Known::Worker {
+                joined_by, by_file, ..
+            } => Some((joined_by.clone(), *by_file)),
+        }
+    }
+
+    /// At once for a worker that joins; else when a quarter of its credential's time is over.
+    fn first_renewal(&self) -> Option<Instant> {
+        match &self.caller.by {
+            Known::Anyone => None,
+            Known::Token { .. } => Some(Instant::now()),
+            Known::Worker { worker, .. } => {
+                let table = self.access.borrow();
+                let record = table.credentials.get(worker)?;
+                let age = self.context.clock.now().since(record.issued_at);
+                Some(Instant::now() + (CREDENTIAL_TTL / 4).saturating_sub(age))
+            }
+        }
+    }
+
+    /// Gives the worker a credential of its own, instead of the one that it has. If that fails, it
+    /// has what it came with, and it is tried again.
+    async fn renew(&mut self, worker: &WorkerName) {
+        let Some((joined_by, by_file)) = self.joins_by() else {
+            self.renew_at = None;
+            return;
+        };
+        self.renew_at = Some(Instant::now() + RENEW_AGAIN);
+        let credential = match Token::generate(TokenKind::Worker(worker.clone())) {
+            Ok(credential) => credential,
+            Err(error) => {
+                tracing::error!(%worker, %error, "a worker gets no credential");
+                return;
+            }
+        };
+        let issue = TokenCommand::Issue {
+            worker: worker.clone(),
+            hash: credential.hash(),
+            joined_by: joined_by.clone(),
+            by_file,
+            ttl: CREDENTIAL_TTL,
+        };
+        let issued = self.context.runtime.own_command(Command::Tokens(issue));
+        match issued.await {
+            Ok(_) => {
+                self.by = Known::Worker {
+                    worker: worker.clone(),
+                    joined_by,
+                    by_file,
+                };
+                // Nobody to say it to means that the session has ended.
+                let _ = self.words.send(Word::Credential(credential)).await;
+                self.renew_at = Some(Instant::now() + CREDENTIAL_TTL / 4);
+            }
+            Err(error) => tracing::warn!(%worker, %error, "a worker gets no credential"),
         }
     }
 
@@ -230,6 +350,14 @@ impl Reader {
             }
         };
         Ok(commands)
+    }
+}
+
+/// Resolves at that time; never, if there is none.
+async fn due(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -314,7 +442,7 @@ fn hello(
 /// Makes what we say to one worker.
 struct Speaker {
     outgoing: Speaking,
-    error: mpsc::Receiver<Status>,
+    word: mpsc::Receiver<Word>,
     waiting: VecDeque<LeaderMessage>,
     heartbeat: Option<Interval>,
     beats: u64,
@@ -330,10 +458,20 @@ enum Speaking {
     Closing(Status),
 }
 
+impl From<Word> for Next {
+    fn from(word: Word) -> Self {
+        match word {
+            Word::Credential(token) => Self::Credential(token),
+            Word::Error(status) => Self::Error(status),
+        }
+    }
+}
+
 /// What comes next for a worker.
 enum Next {
     Opened(Opened),
     Outgoing(Option<Outgoing>),
+    Credential(Token),
     Error(Status),
     Beat,
 }
@@ -354,11 +492,15 @@ impl Speaker {
                 }
                 Next::Opened(opened) => {
                     let every = self.context.heartbeat_interval;
-                    let mut heartbeat = interval_at(tokio::time::Instant::now() + every, every);
+                    let mut heartbeat = interval_at(Instant::now() + every, every);
                     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
                     self.heartbeat = Some(heartbeat);
                     self.outgoing = Speaking::Open(opened.outgoing);
                     tracing::debug!(session = opened.session.0, "the session is open");
+                }
+                Next::Credential(token) => {
+                    let token = token.reveal().to_owned();
+                    return Some(Ok(message(FromLeader::Credential(Credential { token }))));
                 }
                 Next::Beat => {
                     self.beats += 1;
@@ -373,7 +515,7 @@ impl Speaker {
                 // The runtime has closed it without a word: the reader has ended and said why, the
                 // coordinator stops, or the worker was too slow.
                 Next::Outgoing(None) => {
-                    let status = if let Ok(status) = self.error.try_recv() {
+                    let status = if let Some(status) = self.last_word() {
                         status
                     } else if self.context.tasks.stopping().is_cancelled() {
                         status::stopping()
@@ -390,11 +532,14 @@ impl Speaker {
         match &mut self.outgoing {
             Speaking::Closing(status) => Next::Error(status.clone()),
             Speaking::Opening(opening) => tokio::select! {
-                Some(status) = self.error.recv() => Next::Error(status),
+                Some(word) = self.word.recv() => word.into(),
                 opened = opening => match opened {
                     Ok(opened) => Next::Opened(opened),
                     // The reader has ended; if it said why, that is in the other queue.
-                    Err(_) => Next::Error(self.error.recv().await.unwrap_or_else(status::stopping)),
+                    Err(_) => match self.word.recv().await {
+                        Some(word) => word.into(),
+                        None => Next::Error(status::stopping()),
+                    },
                 },
             },
             Speaking::Open(outgoing) => {
@@ -409,11 +554,24 @@ impl Speaker {
                 tokio::select! {
                     biased;
                     outgoing = outgoing.recv() => Next::Outgoing(outgoing),
-                    error = self.error.recv() => Next::Error(error.unwrap_or_else(
-                        || status::session_closed("the worker ended the session".to_owned()),
-                    )),
+                    word = self.word.recv() => match word {
+                        Some(word) => word.into(),
+                        None => Next::Error(status::session_closed(
+                            "the worker ended the session".to_owned(),
+                        )),
+                    },
                     () = beat => Next::Beat,
                 }
+            }
+        }
+    }
+
+    /// Why the reader has ended, if it said so.
+    fn last_word(&mut self) -> Option<Status> {
+        loop {
+            match self.word.try_recv().ok()? {
+                Word::Error(status) => return Some(status),
+                Word::Credential(_) => {}
             }
         }
     }

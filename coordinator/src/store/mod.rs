@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use crate::engine::api::Write;
 
 /// The version of the state's layout that this build writes and reads.
-pub const SCHEMA_VERSION: u32 = 3;
+pub const SCHEMA_VERSION: u32 = 4;
 
 /// The key of the schema version. It is the store's own: the engine never sees it.
 pub const SCHEMA_KEY: &str = "schema";

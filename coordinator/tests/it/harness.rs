@@ -157,6 +157,8 @@ impl Cluster {
             trace_url: None,
             events: Default::default(),
             one_of_many: false,
+            dialer: Default::default(),
+            gate: Default::default(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let coordinator = soon("the start", Coordinator::start(config, listener))

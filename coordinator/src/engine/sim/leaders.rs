@@ -405,7 +405,10 @@ impl World {
             Effect::RunChanged(summary) => return self.run_changed(epoch, &summary),
             Effect::TaskChanged(task) => return self.task_changed(epoch, &task),
             // What observers are told is what watchers are told, too.
-            Effect::RunObserved(_) | Effect::TaskObserved(_) | Effect::Deployed(_) => {
+            Effect::RunObserved(_)
+            | Effect::TaskObserved(_)
+            | Effect::Deployed(_)
+            | Effect::Access(_) => {
                 return Ok(());
             }
         };

@@ -10,6 +10,7 @@ mod retries;
 mod rollouts;
 mod scheduling;
 mod serving;
+mod tokens;
 mod workers;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
