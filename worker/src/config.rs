@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use emberline_common::{
-    artifact::ArtifactStore, ids::WorkerName, resources::Resources, telemetry::Telemetry,
+    access::Token, artifact::ArtifactStore, ids::WorkerName, resources::Resources,
+    telemetry::Telemetry, tls::Dialer,
 };
 use thiserror::Error;
 
@@ -14,6 +15,10 @@ pub struct WorkerConfig {
     pub name: WorkerName,
     /// Where leaders are: `host:port` or `http://host:port`; all are tried in turn.
     pub leaders: Vec<String>,
+    /// Its certificates: with them it speaks TLS to leaders.
+    pub dialer: Dialer,
+    /// The token that it joins by, where one is asked for.
+    pub token: Option<Token>,
     /// What it gives to tasks.
     pub resources: Resources,
     /// What tasks can ask for by `labels`.
@@ -42,6 +47,8 @@ impl Default for WorkerConfig {
         Self {
             name: default_name(),
             leaders: Vec::new(),
+            dialer: Dialer::default(),
+            token: None,
             resources: crate::machine::resources(),
             labels: BTreeMap::new(),
             slots: 64,

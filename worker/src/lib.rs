@@ -13,6 +13,7 @@ pub mod documents;
 pub mod kinds;
 pub mod machine;
 mod outputs;
+mod pass;
 mod runner;
 mod scrape;
 mod search;

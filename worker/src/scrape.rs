@@ -1,20 +1,26 @@
-//! The worker's one page: its metrics, for Prometheus to take.
+//! The worker's two pages: its metrics, for Prometheus to take, and whether it is well, for whoever
+//! starts it again if it is not: it is, while it has a session with a leader.
 //!
 //! A small HTTP/1.1 server that answers nothing else. It is bounded in connections and in time, so
 //! that nobody who asks it can hold up the worker.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use emberline_common::telemetry::{METRICS_PATH, Telemetry, metrics_page, text_page};
+use emberline_common::{
+    telemetry::{METRICS_PATH, Telemetry, metrics_page, text_page},
+    tls::{Refusals, Tls, Wire},
+};
 use http::{Request, Response, StatusCode};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    net::TcpListener,
+    sync::{Semaphore, watch},
     task::{JoinHandle, JoinSet},
 };
 use tokio_util::sync::CancellationToken;
+
+use crate::search::LeaderSeen;
 
 /// Connections at once; more wait to be accepted.
 const MAX_CONNECTIONS: usize = 32;
@@ -24,6 +30,17 @@ const HEAD_WITHIN: Duration = Duration::from_secs(5);
 const CONNECTION_WITHIN: Duration = Duration::from_secs(120);
 /// How long to wait after a failed accept: it fails at once while there are too many open files.
 const AFTER_FAILURE: Duration = Duration::from_millis(50);
+
+/// What is shown.
+#[derive(Debug, Clone)]
+pub(crate) struct Page {
+    pub telemetry: Telemetry,
+    /// The leader that there is a session with.
+    pub leader: watch::Receiver<Option<LeaderSeen>>,
+}
+
+/// Where the worker says whether it is well.
+const HEALTH_PATH: &str = "/healthz";
 
 /// The server. It ends when it is stopped or dropped.
 #[derive(Debug)]
@@ -35,11 +52,11 @@ pub(crate) struct Scrape {
 
 impl Scrape {
     /// Serves on `host:port`.
-    pub async fn start(listen: &str, telemetry: Telemetry) -> io::Result<Self> {
+    pub async fn start(listen: &str, page: Page, tls: Option<Tls>) -> io::Result<Self> {
         let listener = TcpListener::bind(listen).await?;
         let address = listener.local_addr()?;
         let stop = CancellationToken::new();
-        let server = tokio::spawn(serve(listener, telemetry, stop.clone()));
+        let server = tokio::spawn(serve(listener, page, tls, stop.clone()));
         Ok(Self {
             address,
             stop,
@@ -70,7 +87,8 @@ impl Drop for Scrape {
 }
 
 /// Until it is stopped. What is being answered then is cut off.
-async fn serve(listener: TcpListener, telemetry: Telemetry, stop: CancellationToken) {
+async fn serve(listener: TcpListener, page: Page, tls: Option<Tls>, stop: CancellationToken) {
+    let refusals = Arc::new(Refusals::default());
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
     let accepting = async {
@@ -82,13 +100,19 @@ async fn serve(listener: TcpListener, telemetry: Telemetry, stop: CancellationTo
                 return;
             };
             match listener.accept().await {
-                Ok((stream, _)) => {
-                    let telemetry = telemetry.clone();
+                Ok((stream, from)) => {
+                    let (page, tls) = (page.clone(), tls.clone());
+                    let refusals = Arc::clone(&refusals);
                     connections.spawn(async move {
                         let _counted = counted;
-                        // Who does not end it by itself is cut off.
-                        let answering = answer_all(stream, telemetry);
-                        let _ = tokio::time::timeout(CONNECTION_WITHIN, answering).await;
+                        match Wire::accept(stream, tls.as_ref()).await {
+                            Ok(stream) => {
+                                // Who does not end it by itself is cut off.
+                                let answering = answer_all(stream, page);
+                                let _ = tokio::time::timeout(CONNECTION_WITHIN, answering).await;
+                            }
+                            Err(why) => refusals.tell(Some(from), &why),
+                        }
                     });
                 }
                 Err(error) => {
@@ -105,9 +129,9 @@ async fn serve(listener: TcpListener, telemetry: Telemetry, stop: CancellationTo
     connections.shutdown().await;
 }
 
-async fn answer_all(stream: TcpStream, telemetry: Telemetry) {
+async fn answer_all(stream: Wire, page: Page) {
     let service = service_fn(|request: Request<Incoming>| {
-        let answer = answer(&request, &telemetry);
+        let answer = answer(&request, &page);
         async { Ok::<_, std::convert::Infallible>(answer) }
     });
     let served = http1::Builder::new()
@@ -119,21 +143,35 @@ async fn answer_all(stream: TcpStream, telemetry: Telemetry) {
     }
 }
 
-fn answer(request: &Request<Incoming>, telemetry: &Telemetry) -> Response<String> {
-    if request.uri().path() == METRICS_PATH {
-        return metrics_page(telemetry, request.method());
+fn answer(request: &Request<Incoming>, page: &Page) -> Response<String> {
+    match request.uri().path() {
+        METRICS_PATH => metrics_page(&page.telemetry, request.method()),
+        HEALTH_PATH => match &*page.leader.borrow() {
+            Some(leader) => text_page(
+                StatusCode::OK,
+                format!("there is a session with {}\n", leader.address),
+            ),
+            None => text_page(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "there is no session with a leader\n".to_owned(),
+            ),
+        },
+        _ => text_page(
+            StatusCode::NOT_FOUND,
+            format!("there are {METRICS_PATH} and {HEALTH_PATH} only\n"),
+        ),
     }
-    text_page(
-        StatusCode::NOT_FOUND,
-        format!("there is {METRICS_PATH} only\n"),
-    )
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use emberline_common::ids::Epoch;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+    };
 
     use super::*;
 
@@ -159,7 +197,20 @@ mod tests {
         let telemetry = measured();
         let counter = telemetry.meter().u64_counter("emberline.shown").build();
         counter.add(3, &[]);
-        let page = Scrape::start("127.0.0.1:0", telemetry).await.unwrap();
+        let (leader, seen) = watch::channel(None);
+        let page = Page {
+            telemetry,
+            leader: seen,
+        };
+        let page = Scrape::start("127.0.0.1:0", page, None).await.unwrap();
+        let health = ask(page.address(), "GET /healthz").await;
+        assert!(health.starts_with("HTTP/1.1 503"), "{health}");
+        leader.send_replace(Some(LeaderSeen {
+            address: "a:1".to_owned(),
+            epoch: Epoch(1),
+        }));
+        let health = ask(page.address(), "GET /healthz").await;
+        assert!(health.starts_with("HTTP/1.1 200"), "{health}");
         let shown = ask(page.address(), "GET /metrics").await;
         assert!(shown.starts_with("HTTP/1.1 200"), "{shown}");
         assert!(shown.contains("text/plain; version=0.0.4"), "{shown}");
@@ -175,8 +226,11 @@ mod tests {
 
     #[tokio::test]
     async fn who_says_nothing_does_not_keep_it_from_ending() {
-        let page = Scrape::start("127.0.0.1:0", Telemetry::default());
-        let page = page.await.unwrap();
+        let page = Page {
+            telemetry: Telemetry::default(),
+            leader: watch::channel(None).1,
+        };
+        let page = Scrape::start("127.0.0.1:0", page, None).await.unwrap();
         let mut silent = TcpStream::connect(page.address()).await.unwrap();
         assert!(ask(page.address(), "GET /metrics").await.contains("200 OK"));
         page.stop().await;

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use emberline_common::{ids::Epoch, redirect::Redirect};
+use emberline_common::{ids::Epoch, redirect::Redirect, tls::Dialer};
 use emberline_proto::v1::worker_service_server::SERVICE_NAME;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use tokio::time::timeout;
@@ -51,6 +51,7 @@ pub struct LeaderSeen {
 
 /// See the module.
 pub(crate) struct Search {
+    dialer: Dialer,
     known: Vec<String>,
     /// Of those, the ones that a follower has named.
     learned: usize,
@@ -67,8 +68,9 @@ pub(crate) struct Search {
 }
 
 impl Search {
-    pub fn new(known: Vec<String>) -> Self {
+    pub fn new(known: Vec<String>, dialer: Dialer) -> Self {
         Self {
+            dialer,
             known,
             learned: 0,
             next: 0,
@@ -90,7 +92,7 @@ impl Search {
     pub async fn next(&mut self) -> Result<String, String> {
         let address = match self.take_hint() {
             // It may be the leader that has just died, or is paused: then it says nothing.
-            Some(hint) => match leads(&hint).await {
+            Some(hint) => match leads(&self.dialer, &hint).await {
                 Ok(_) => hint,
                 Err(why) => return Err(format!("{hint}, which is said to lead: {why}")),
             },
@@ -111,10 +113,11 @@ impl Search {
         self.next += 1;
         let begin = self.next % self.known.len();
         let (after, before) = self.known.split_at(begin);
+        let dialer = &self.dialer;
         let mut asked: FuturesUnordered<_> = before
             .iter()
             .chain(after)
-            .map(|address| async move { (address, leads(address).await) })
+            .map(|address| async move { (address, leads(dialer, address).await) })
             .collect();
         let mut follower = None;
         // By address, so that what is told is the same whoever is the last to fail.
@@ -200,9 +203,9 @@ impl Search {
 }
 
 /// Whether the coordinator there leads.
-async fn leads(address: &str) -> Result<bool, String> {
+async fn leads(dialer: &Dialer, address: &str) -> Result<bool, String> {
     let asked = async {
-        let channel = endpoint(address)?.connect().await;
+        let channel = dialer.connect(&endpoint(dialer, address)?).await;
         let channel = channel.map_err(|e| crate::session::chain(&e))?;
         let request = HealthCheckRequest {
             service: SERVICE_NAME.to_owned(),
@@ -229,7 +232,7 @@ mod tests {
     use super::*;
 
     fn search() -> Search {
-        Search::new(vec!["a:1".to_owned(), "b:1".to_owned()])
+        Search::new(vec!["a:1".to_owned(), "b:1".to_owned()], Dialer::default())
     }
 
     fn hint(leader: &str) -> Option<Redirect> {
@@ -275,7 +278,7 @@ mod tests {
         // Its system takes connections, but nobody speaks: so is a process that is paused.
         let paused = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = paused.local_addr().unwrap().to_string();
-        let mut search = Search::new(vec![address.clone()]);
+        let mut search = Search::new(vec![address.clone()], Dialer::default());
         let begun = Instant::now();
         let why = search.next().await.unwrap_err();
         assert!(why.contains(&address), "{why}");
@@ -288,7 +291,7 @@ mod tests {
             let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
             closed.local_addr().unwrap().to_string()
         });
-        let mut search = Search::new(refused.to_vec());
+        let mut search = Search::new(refused.to_vec(), Dialer::default());
         let mut told = 0;
         for _ in 0..6 {
             let why = search.next().await.unwrap_err();

@@ -13,11 +13,11 @@ use std::{
 };
 
 use emberline_common::{
-    address::coordinator_url,
     artifact::ArtifactStore,
     ids::{AttemptId, Epoch},
     redirect::{Redirect, redirect},
     serving::ServingPlan,
+    tls::Dialer,
 };
 use emberline_proto::{
     WORKER_PROTOCOL_VERSION,
@@ -30,6 +30,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::{
     config::WorkerConfig,
+    pass::Pass,
     runner::Runner,
     search::{LeaderSeen, Search},
     serving::{Served, ServingArtifacts},
@@ -54,6 +55,8 @@ pub(crate) struct Session {
     pub incarnation: String,
     /// Where leaders may be.
     pub leaders: Vec<String>,
+    /// What is shown to them.
+    pub pass: Pass,
     pub runner: Arc<Runner>,
     /// What it serves models with, if it does.
     pub served: Option<Arc<Served>>,
@@ -66,7 +69,7 @@ pub(crate) struct Session {
 impl Session {
     pub async fn run(self) {
         let mut artifacts = self.config.artifacts.clone();
-        let mut search = Search::new(self.leaders.clone());
+        let mut search = Search::new(self.leaders.clone(), self.config.dialer.clone());
         let mut alone_since = Instant::now();
         loop {
             let next = tokio::select! {
@@ -126,7 +129,9 @@ impl Session {
         search: &mut Search,
         artifacts: &mut Option<ArtifactStore>,
     ) -> Result<(), Ended> {
-        let channel = endpoint(address)?.connect().await.map_err(|e| chain(&e))?;
+        let dialer = &self.config.dialer;
+        let connected = dialer.connect(&endpoint(dialer, address)?).await;
+        let channel = connected.map_err(|e| chain(&e))?;
         let mut client = client(channel);
         let (send, receive) = mpsc::channel(OUTGOING);
         let mut opening = self.runner.board.open(self.config.slots);
@@ -144,11 +149,18 @@ impl Session {
             self.send(&send, worker_message::Message::Drain(pb::Drain {}))
                 .await?;
         }
+        let shown = self.pass.show();
+        let mut request = tonic::Request::new(ReceiverStream::new(receive));
+        if let Some(header) = shown.header.clone() {
+            request.metadata_mut().insert("authorization", header);
+        }
         let answer = async {
-            let response = client
-                .session(ReceiverStream::new(receive))
-                .await
-                .map_err(Ended::from)?;
+            let response = client.session(request).await.map_err(|status| {
+                if status.code() == tonic::Code::Unauthenticated {
+                    self.pass.refused(&shown);
+                }
+                Ended::from(status)
+            })?;
             let mut incoming = response.into_inner();
             let first = incoming.message().await.map_err(Ended::from)?;
             Ok::<_, Ended>((incoming, first))
@@ -332,6 +344,9 @@ impl Session {
                 }
             }
             Some(leader_message::Message::Heartbeat(_)) => {}
+            Some(leader_message::Message::Credential(credential)) => {
+                self.pass.take(&credential.token);
+            }
             Some(leader_message::Message::Serving(plan)) => {
                 let plan = ServingPlan::try_from(plan);
                 match (&self.served, plan) {
@@ -386,10 +401,9 @@ fn client(channel: Channel) -> WorkerServiceClient<Channel> {
 }
 
 /// Where a leader is, with what it takes to see soon that it no longer is.
-pub(crate) fn endpoint(leader: &str) -> Result<Endpoint, String> {
-    let url = coordinator_url(leader)?;
-    let endpoint = Endpoint::from_shared(url).map_err(|e| format!("`{leader}`: {e}"))?;
-    Ok(endpoint
+pub(crate) fn endpoint(dialer: &Dialer, leader: &str) -> Result<Endpoint, String> {
+    Ok(dialer
+        .endpoint(leader)?
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
         .http2_keep_alive_interval(Duration::from_secs(1))

@@ -22,8 +22,9 @@ use crate::{
     cache::Cache,
     config::{WorkerConfig, WorkerError},
     kinds::exec::end_leftovers,
+    pass::Pass,
     runner::Runner,
-    scrape::Scrape,
+    scrape::{Page, Scrape},
     search::LeaderSeen,
     serving::{Served, Serving},
     session::{self, Session},
@@ -103,7 +104,8 @@ impl WorkerBuilder {
             return Err(wrong("slots", "is 0: it could run nothing".into()));
         }
         for leader in &config.leaders {
-            session::endpoint(leader).map_err(|message| wrong("leaders", message))?;
+            session::endpoint(&config.dialer, leader)
+                .map_err(|message| wrong("leaders", message))?;
         }
         let mut kinds: BTreeMap<StageKind, Arc<dyn Stage>> = BTreeMap::new();
         for stage in stages {
@@ -113,6 +115,7 @@ impl WorkerBuilder {
             }
         }
         let (state_dir, cache_bytes) = (config.state_dir.clone(), config.cache_bytes);
+        let (token, name) = (config.token.clone(), config.name.clone());
         let opened = tokio::task::spawn_blocking(move || {
             // Absolute, since a command runs in a directory of its own.
             let made = fs::create_dir_all(&state_dir).and_then(|()| state_dir.canonicalize());
@@ -141,9 +144,10 @@ impl WorkerBuilder {
                 path: cache_dir,
                 source,
             })?;
-            Ok((work_dir, cache))
+            let pass = Pass::open(token, &state_dir, name);
+            Ok((work_dir, cache, pass))
         });
-        let (work_dir, cache) = opened.await.unwrap_or_else(|e| {
+        let (work_dir, cache, pass) = opened.await.unwrap_or_else(|e| {
             Err(WorkerError::StateDir {
                 what: "open",
                 path: config.state_dir.clone(),
@@ -151,10 +155,16 @@ impl WorkerBuilder {
             })
         })?;
 
+        let (connected, leader) = watch::channel(None);
         let scrape = match &config.metrics_listen {
             None => None,
             Some(listen) => {
-                let started = Scrape::start(listen, config.telemetry.clone()).await;
+                let page = Page {
+                    telemetry: config.telemetry.clone(),
+                    leader: leader.clone(),
+                };
+                let tls = config.dialer.tls().cloned();
+                let started = Scrape::start(listen, page, tls).await;
                 Some(started.map_err(|source| WorkerError::Metrics {
                     listen: listen.clone(),
                     source,
@@ -182,12 +192,12 @@ impl WorkerBuilder {
                 tracing::error!(%error, "restoring what was served has failed");
             }
         }
-        let (connected, leader) = watch::channel(None);
         let cancel = CancellationToken::new();
         let drained = CancellationToken::new();
         let session = Session {
             incarnation: format!("i{:016x}", RandomState::new().hash_one(std::process::id())),
             leaders: config.leaders.clone(),
+            pass,
             config,
             runner: runner.clone(),
             served: served.clone(),

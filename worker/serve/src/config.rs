@@ -5,6 +5,7 @@ use std::time::Duration;
 use emberline_common::{
     ids::{EnvironmentName, WorkerName},
     telemetry::Telemetry,
+    tls::Dialer,
 };
 
 /// How the server is set up.
@@ -18,6 +19,8 @@ pub struct ServeConfig {
     pub environment: EnvironmentName,
     /// The worker, for the names of its logs.
     pub worker: WorkerName,
+    /// Its certificates: with them its port speaks TLS, and so do the other replicas.
+    pub dialer: Dialer,
     /// Where metrics and spans go.
     pub telemetry: Telemetry,
     /// How much anybody may take of it.
@@ -33,6 +36,7 @@ impl ServeConfig {
             advertise: None,
             environment,
             worker,
+            dialer: Dialer::default(),
             telemetry: Telemetry::default(),
             limits: ServerLimits::default(),
         }

@@ -11,6 +11,7 @@ use std::{
 };
 
 use bytes::{Buf as _, Bytes};
+use emberline_common::tls::{Refusals, Tls, Wire};
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
@@ -39,12 +40,14 @@ const AFTER_FAILURE: Duration = Duration::from_millis(50);
 /// Accepts and answers until `stop`, then ends what it has taken; cuts off what is left at `close`.
 pub(crate) async fn serve(
     listener: TcpListener,
+    tls: Option<Tls>,
     service: HttpService,
     limits: ServerLimits,
     stop: CancellationToken,
     close: CancellationToken,
 ) {
     let room = Arc::new(Semaphore::new(limits.max_connections));
+    let refusals = Arc::new(Refusals::default());
     let mut connections = JoinSet::new();
     let accepting = async {
         loop {
@@ -58,6 +61,8 @@ pub(crate) async fn serve(
                 Ok((stream, _)) => {
                     let connection = Connection {
                         service: service.clone(),
+                        tls: tls.clone(),
+                        refusals: Arc::clone(&refusals),
                         limits: limits.clone(),
                         stop: stop.clone(),
                     };
@@ -93,6 +98,8 @@ pub(crate) async fn serve(
 
 struct Connection {
     service: HttpService,
+    tls: Option<Tls>,
+    refusals: Arc<Refusals>,
     limits: ServerLimits,
     stop: CancellationToken,
 }
@@ -103,8 +110,18 @@ impl Connection {
         if stream.set_nodelay(true).is_err() {
             return;
         }
+        let from = stream.peer_addr().ok();
+        let begun = async {
+            match Wire::accept(stream, self.tls.as_ref()).await {
+                Ok(stream) => Begun::read(stream).await,
+                Err(why) => {
+                    self.refusals.tell(from, &why);
+                    Err(why)
+                }
+            }
+        };
         let begun = tokio::select! {
-            begun = tokio::time::timeout(self.limits.head_within, Begun::read(stream)) => begun,
+            begun = tokio::time::timeout(self.limits.head_within, begun) => begun,
             () = self.stop.cancelled() => return,
         };
         // Who says nothing in time gets no answer.
@@ -158,11 +175,11 @@ impl Connection {
 /// A connection whose first bytes have been looked at.
 struct Begun {
     first: Bytes,
-    stream: TcpStream,
+    stream: Wire,
 }
 
 impl Begun {
-    async fn read(mut stream: TcpStream) -> io::Result<Self> {
+    async fn read(mut stream: Wire) -> io::Result<Self> {
         let mut first = Vec::with_capacity(PREFACE.len());
         while first.len() < PREFACE.len() && PREFACE.starts_with(&first) {
             let mut rest = [0; PREFACE.len()];

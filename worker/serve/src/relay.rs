@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use emberline_common::tls::Dialer;
 use emberline_proto::v1::{
     FeedbackLabel, FeedbackOutcome, FeedbackResult, SubmitFeedbackRequest, feedback_label,
     feedback_service_client::FeedbackServiceClient,
@@ -14,7 +15,7 @@ use emberline_proto::v1::{
 use futures::future::join_all;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 use crate::{
     error::InferError,
@@ -82,20 +83,21 @@ impl From<Outcome> for FeedbackOutcome {
 /// The ways to other replicas.
 #[derive(Debug)]
 pub(crate) struct Relay {
+    dialer: Dialer,
     channels: Mutex<HashMap<String, Channel>>,
     room: Semaphore,
 }
 
-impl Default for Relay {
-    fn default() -> Self {
+impl Relay {
+    /// With these certificates.
+    pub fn new(dialer: Dialer) -> Self {
         Self {
+            dialer,
             channels: Mutex::default(),
             room: Semaphore::new(MAX_RELAYING),
         }
     }
-}
 
-impl Relay {
     /// Lets go of the ways to those that are in no plan any more.
     pub fn keep_only(&self, routes: &Routes) {
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
@@ -108,8 +110,9 @@ impl Relay {
         if let Some(channel) = channels.get(peer) {
             return Some(channel.clone());
         }
-        let endpoint = Endpoint::from_shared(format!("http://{peer}")).ok()?;
-        let channel = endpoint.connect_timeout(RELAY_WITHIN).connect_lazy();
+        let endpoint = self.dialer.endpoint(peer).ok()?;
+        let endpoint = endpoint.connect_timeout(RELAY_WITHIN);
+        let channel = self.dialer.connect_lazy(&endpoint);
         channels.insert(peer.to_owned(), channel.clone());
         Some(channel)
     }

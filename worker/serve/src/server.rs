@@ -215,7 +215,7 @@ impl InferenceServer {
             copying: Arc::new(Semaphore::new(1)),
             budget: Budget::new(config.limits.max_receiving_bytes),
             log,
-            relay: Relay::default(),
+            relay: Relay::new(config.dialer.clone()),
             traces: Traces::new(&config),
             planned: Mutex::default(),
             changed: Notify::new(),
@@ -241,6 +241,7 @@ impl InferenceServer {
         });
         let serving = connections::serve(
             listener,
+            inner.config.dialer.tls().cloned(),
             service,
             inner.config.limits.clone(),
             inner.stop.clone(),
