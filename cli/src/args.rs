@@ -4,7 +4,13 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use emberline_common::spec::{ByteSize, DurationText};
+use emberline_common::{
+    access::Role,
+    ids::TokenName,
+    spec::{ByteSize, DurationText},
+};
+
+use crate::security::SecurityArguments;
 
 /// A lightweight MLOps engine: from raw data to a trained, checked, registered model.
 #[derive(Debug, Parser)]
@@ -62,6 +68,9 @@ pub struct ClusterArguments {
         default_value = "10GiB"
     )]
     pub cache_size: ByteSize,
+    /// Who we are.
+    #[command(flatten)]
+    pub security: SecurityArguments,
     /// Where a coordinator of this process tells what happens.
     #[command(flatten)]
     pub events: EventsArguments,
@@ -165,6 +174,19 @@ pub enum Command {
     /// List workers, and let them end.
     #[command(subcommand)]
     Workers(WorkersCommand),
+    /// Make, list and revoke tokens.
+    #[command(subcommand)]
+    Tokens(TokensCommand),
+    /// Make, show and revoke the certificates of a cluster.
+    #[command(subcommand)]
+    Certs(CertsCommand),
+    /// Say whether a process of this machine is well, by the exit code: for containers and their orchestrators.
+    Health {
+        /// What it is.
+        what: Healthy,
+        /// Where it answers: a coordinator at its `--listen`, a worker at its `--metrics-listen`. By default 127.0.0.1:7420, or 127.0.0.1:9464.
+        address: Option<String>,
+    },
     /// Be a coordinator of a cluster: serve, and lead whenever nobody else does.
     Coordinator(Box<CoordinatorArguments>),
     /// Be a worker of a cluster: run what its leader assigns.
@@ -622,15 +644,21 @@ pub struct CoordinatorArguments {
     /// Its name, for people; by default the machine's.
     #[arg(long, env = "EMBERLINE_NAME")]
     pub name: Option<String>,
-    /// The address to serve on. Other than loopback it needs `--insecure`.
+    /// The address to serve on. Other than loopback it needs certificates and tokens, or `--insecure`.
     #[arg(long, env = "EMBERLINE_LISTEN", default_value = "127.0.0.1:7420")]
     pub listen: String,
     /// Where others reach it, `host:port`; by default where it listens.
     #[arg(long, env = "EMBERLINE_ADVERTISE")]
     pub advertise: Option<String>,
-    /// Serve others than this machine, although there is neither TLS nor a token.
+    /// Serve others than this machine without certificates, or without tokens.
     #[arg(long)]
     pub insecure: bool,
+    /// The file with the hashes of tokens that are valid from the start, `ROLE NAME sha256:HEX` on each line; see `tokens generate`. With it, every call needs a token.
+    #[arg(long, env = "EMBERLINE_TOKENS_FILE", value_name = "FILE")]
+    pub tokens_file: Option<PathBuf>,
+    /// The file to which every change is appended with who made it, one JSON object on each line.
+    #[arg(long, env = "EMBERLINE_AUDIT_LOG", value_name = "FILE")]
+    pub audit_log: Option<PathBuf>,
     /// etcd's members, e.g. `http://10.0.0.1:2379,http://10.0.0.2:2379`.
     #[arg(
         long,
@@ -719,7 +747,7 @@ pub struct WorkerArguments {
     /// Serve the worker's metrics there, for Prometheus, under `/metrics`.
     #[arg(long, env = "EMBERLINE_METRICS_LISTEN", value_name = "HOST:PORT")]
     pub metrics_listen: Option<String>,
-    /// Serve models there, over gRPC and HTTP. Other than loopback it needs `--insecure`.
+    /// Serve models there, over gRPC and HTTP. Other than loopback it needs certificates, or `--insecure`.
     #[arg(long, env = "EMBERLINE_SERVE", value_name = "HOST:PORT")]
     pub serve: Option<String>,
     /// Where clients reach the models that it serves; by default where it listens.
@@ -738,7 +766,7 @@ pub struct WorkerArguments {
         value_name = "NAME"
     )]
     pub environment: String,
-    /// Serve others than this machine, although there is neither TLS nor a token.
+    /// Serve others than this machine without certificates.
     #[arg(long)]
     pub insecure: bool,
 }
@@ -779,6 +807,110 @@ pub enum WorkersCommand {
         /// Its name.
         worker: String,
     },
+}
+
+/// A process that can be asked whether it is well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Healthy {
+    /// A coordinator: it is well when it serves, whether it leads or not.
+    Coordinator,
+    /// A worker: it is well while it has a session with a leader.
+    Worker,
+}
+
+/// What to do with tokens.
+#[derive(Debug, Subcommand)]
+pub enum TokensCommand {
+    /// Make a token and print it. It cannot be shown again.
+    Create {
+        /// Its name.
+        name: TokenName,
+        /// What it allows: viewer, operator, admin, or worker (to join as one).
+        #[arg(long)]
+        role: Role,
+        /// How long it is valid, e.g. `90d`; by default 1h for the role worker, and for ever for others.
+        #[arg(long)]
+        ttl: Option<DurationText>,
+        /// Write it to this file, which only its owner may read, instead of printing it.
+        #[arg(long, value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
+    /// List tokens, and the workers that have joined.
+    List,
+    /// Revoke a token, and what workers have that joined by it; or what one worker has. Their sessions end.
+    Revoke {
+        /// Its name.
+        #[arg(required_unless_present = "worker", conflicts_with = "worker")]
+        name: Option<TokenName>,
+        /// The worker's name.
+        #[arg(long)]
+        worker: Option<String>,
+    },
+    /// Make a token without a cluster: the token goes to a file, its hash to the file of hashes that coordinators read by `--tokens-file`. Where the token's file is there already, nothing is done.
+    Generate {
+        /// Its name.
+        name: TokenName,
+        /// What it allows: viewer, operator, admin, or worker (to join as one).
+        #[arg(long)]
+        role: Role,
+        /// The file to write the token to; only its owner may read it. For `tokens generate` this is no token to show.
+        #[arg(id = "new_token", long = "to", value_name = "FILE")]
+        to: PathBuf,
+        /// The file to append the hash to.
+        #[arg(long, value_name = "FILE")]
+        hashes: PathBuf,
+    },
+}
+
+/// What to do with certificates.
+#[derive(Debug, Subcommand)]
+pub enum CertsCommand {
+    /// Make an authority and certificates below a directory: `ca.pem` and `ca-key.pem`, and for each name a directory with `cert.pem`, `key.pem` and `ca.pem`. What is there stays, unless it expires soon or its names differ.
+    Make(MakeCerts),
+    /// Show the certificates below a directory.
+    Show {
+        /// The directory.
+        directory: PathBuf,
+    },
+    /// Revoke certificates: they are listed in `crl.pem`, for `--tls-crl`.
+    Revoke {
+        /// The directory.
+        directory: PathBuf,
+        /// Whose.
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+}
+
+/// Which certificates to make.
+#[derive(Debug, Args)]
+pub struct MakeCerts {
+    /// The directory.
+    pub directory: PathBuf,
+    /// A coordinator, with the hosts under which others reach it; its name, `localhost`, 127.0.0.1 and ::1 are always among them.
+    #[arg(long, value_name = "NAME[:HOST,…]")]
+    pub coordinator: Vec<String>,
+    /// The worker of that name, with the hosts under which clients reach the models that it serves.
+    #[arg(long, value_name = "NAME[:HOST,…]")]
+    pub worker: Vec<String>,
+    /// Several workers that share a certificate.
+    #[arg(long, value_name = "NAME[:HOST,…]")]
+    pub workers: Vec<String>,
+    /// Whoever calls: a person, a program, Prometheus.
+    #[arg(long, value_name = "NAME")]
+    pub client: Vec<String>,
+    /// A server that is none of ours: etcd, the object store, the collector.
+    #[arg(id = "other_server", long = "other", value_name = "NAME[:HOST,…]")]
+    pub other: Vec<String>,
+    /// How long a certificate is valid.
+    #[arg(long, default_value = "30d")]
+    pub ttl: DurationText,
+    /// One that expires sooner is made anew; by default a third of `--ttl`.
+    #[arg(long)]
+    pub renew_within: Option<DurationText>,
+    /// Stay, and look at them again so often, until SIGTERM.
+    #[arg(long, value_name = "DURATION")]
+    pub every: Option<DurationText>,
 }
 
 /// A starter pipeline.

@@ -10,6 +10,7 @@ use emberline_proto::v1::{
     cluster_service_client::ClusterServiceClient,
     deployment_service_client::DeploymentServiceClient, dora_service_client::DoraServiceClient,
     model_service_client::ModelServiceClient, run_service_client::RunServiceClient,
+    token_service_client::TokenServiceClient,
 };
 
 use crate::{
@@ -17,6 +18,7 @@ use crate::{
     embedded::{ClusterFile, EmbeddedCluster, StartError},
     exit::Exit,
     leader_channel::LeaderChannel,
+    security::Security,
 };
 
 /// How long a call goes on when nobody of a cluster leads.
@@ -34,7 +36,9 @@ impl Cluster {
     /// Connects; starts an embedded cluster with that many workers where none is to be found.
     pub async fn connect(arguments: &ClusterArguments, workers: u32) -> anyhow::Result<Self> {
         if let Some(server) = &arguments.server {
-            return Self::to_within(server, arguments.connect_timeout.map(|t| t.0)).await;
+            let security = arguments.security.read()?;
+            let within = arguments.connect_timeout.map(|t| t.0);
+            return Self::to_within(server, within, &security).await;
         }
         if let Some(channel) = other_process(arguments).await {
             return Ok(Self {
@@ -74,13 +78,17 @@ impl Cluster {
 
     /// Connects to a cluster of other processes.
     pub async fn to(server: &str) -> anyhow::Result<Self> {
-        Self::to_within(server, None).await
+        Self::to_within(server, None, &Security::default()).await
     }
 
     /// Connects to a cluster of other processes; gives up, now and at every call, when nobody has
     /// led for that long.
-    async fn to_within(server: &str, within: Option<Duration>) -> anyhow::Result<Self> {
-        let channel = open(server, Patience::Failover(within)).await?;
+    async fn to_within(
+        server: &str,
+        within: Option<Duration>,
+        security: &Security,
+    ) -> anyhow::Result<Self> {
+        let channel = open(server, Patience::Failover(within), security).await?;
         Ok(Self {
             channel,
             embedded: None,
@@ -89,7 +97,8 @@ impl Cluster {
 
     /// Connects to a cluster of our own.
     pub async fn of(cluster: EmbeddedCluster) -> anyhow::Result<Self> {
-        let channel = open(&cluster.address().to_string(), Patience::None).await?;
+        let address = cluster.address().to_string();
+        let channel = open(&address, Patience::None, &Security::default()).await?;
         Ok(Self {
             channel,
             embedded: Some(cluster),
@@ -126,6 +135,11 @@ impl Cluster {
         DoraServiceClient::new(self.channel.clone()).max_decoding_message_size(64 << 20)
     }
 
+    /// Tokens.
+    pub fn tokens(&self) -> TokenServiceClient<LeaderChannel> {
+        TokenServiceClient::new(self.channel.clone())
+    }
+
     /// The cluster itself.
     pub fn status(&self) -> ClusterServiceClient<LeaderChannel> {
         ClusterServiceClient::new(self.channel.clone())
@@ -150,7 +164,9 @@ impl Cluster {
 
 async fn other_process(arguments: &ClusterArguments) -> Option<LeaderChannel> {
     let file = ClusterFile::read(&arguments.state_dir)?;
-    let channel = open(&file.address.to_string(), Patience::None).await.ok()?;
+    let address = file.address.to_string();
+    let security = Security::default();
+    let channel = open(&address, Patience::None, &security).await.ok()?;
     // The file may be left over, and the port somebody else's.
     let mut client = ClusterServiceClient::new(channel.clone());
     let asked = client.get_cluster_status(GetClusterStatusRequest {});
@@ -159,7 +175,11 @@ async fn other_process(arguments: &ClusterArguments) -> Option<LeaderChannel> {
 }
 
 /// A channel to one of these addresses, separated by commas, that has answered.
-async fn open(server: &str, patience: Patience) -> anyhow::Result<LeaderChannel> {
+async fn open(
+    server: &str,
+    patience: Patience,
+    security: &Security,
+) -> anyhow::Result<LeaderChannel> {
     let known = server.split(',').map(str::trim).filter(|s| !s.is_empty());
     let known: Vec<String> = known.map(str::to_owned).collect();
     let (first, then) = match patience {
@@ -169,7 +189,7 @@ async fn open(server: &str, patience: Patience) -> anyhow::Result<LeaderChannel>
         Patience::Failover(None) => (FAILOVER, FAILOVER),
         Patience::None => (Duration::ZERO, Duration::ZERO),
     };
-    let channel = LeaderChannel::new(known, first).map_err(Exit::input)?;
+    let channel = LeaderChannel::new(known, first, security).map_err(Exit::input)?;
     let reached = channel.reach().await;
     reached.map_err(|status| Exit::cluster(status.message()))?;
     Ok(channel.with_patience(then))

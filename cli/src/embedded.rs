@@ -17,9 +17,10 @@ use emberline_common::{
     artifact::ArtifactStore,
     ids::{EnvironmentName, WorkerName},
     resources::Resources,
+    tls::Dialer,
 };
 use emberline_coordinator::{
-    Coordinator, CoordinatorConfig,
+    Coordinator, CoordinatorConfig, Gate,
     engine::api::EngineConfig,
     events::EventsConfig,
     store::{StoreError, embedded::EmbeddedStore},
@@ -144,6 +145,8 @@ impl EmbeddedCluster {
             trace_url: telemetry::trace_url(),
             events,
             one_of_many: false,
+            dialer: Dialer::default(),
+            gate: Gate::default(),
         };
         let coordinator = Coordinator::start(config, listener).await?;
         coordinator.leads().await?;

@@ -18,15 +18,15 @@ use std::{
 
 use bytes::Bytes;
 use emberline_common::{
-    address::coordinator_url,
     redirect::{DOMAIN, redirect},
+    tls::Dialer,
 };
 use emberline_proto::v1::{
     GetClusterStatusRequest, cluster_service_client::ClusterServiceClient,
     run_service_server::SERVICE_NAME,
 };
 use futures::stream::{FuturesUnordered, StreamExt as _};
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, header};
 use http_body_util::{BodyExt as _, BodyStream, Full, StreamBody};
 use tokio::time::{Instant, sleep, timeout};
 use tonic::{
@@ -39,6 +39,8 @@ use tonic_health::pb::{
 };
 use tonic_types::StatusExt as _;
 use tower_service::Service;
+
+use crate::security::Security;
 
 /// The largest request that is kept in memory to be sent again.
 const KEPT_BYTES: usize = 8 << 20;
@@ -64,9 +66,18 @@ pub struct LeaderChannel {
 }
 
 struct Shared {
+    ways: Ways,
     /// How many of the known addresses were given.
     given: usize,
     state: Mutex<State>,
+}
+
+/// How coordinators are called.
+#[derive(Clone)]
+struct Ways {
+    dialer: Dialer,
+    /// The token, as it is shown.
+    authorization: Option<HeaderValue>,
 }
 
 struct State {
@@ -99,18 +110,24 @@ enum Kept {
 }
 
 impl LeaderChannel {
-    /// To one of these addresses (`host:port` or `http://host:port`), none of which is reached yet.
+    /// To one of these addresses (`host:port` or a URL of one), none of which is reached yet.
     ///
     /// # Errors
     /// The address that is none, with why.
-    pub fn new(known: Vec<String>, patience: Duration) -> Result<Self, String> {
+    pub fn new(
+        known: Vec<String>,
+        patience: Duration,
+        security: &Security,
+    ) -> Result<Self, String> {
+        let ways = Ways::new(security)?;
         for address in &known {
-            endpoint(address)?;
+            ways.endpoint(address)?;
         }
         if known.is_empty() {
             return Err("no address is given".to_owned());
         }
         let shared = Shared {
+            ways,
             given: known.len(),
             state: Mutex::new(State {
                 known,
@@ -199,6 +216,7 @@ impl LeaderChannel {
     /// Asks every coordinator that is known, and those that are named, whether it leads.
     async fn ask_all(&self) -> Result<Leader, Status> {
         let known = self.state().known.clone();
+        let ask = |address| ask(&self.shared.ways, address);
         let mut asked: FuturesUnordered<_> = known.into_iter().map(ask).collect();
         let (mut silent, mut elsewhere) = (Vec::new(), None);
         while let Some((address, said)) = asked.next().await {
@@ -235,6 +253,10 @@ impl LeaderChannel {
             *request.version_mut() = parts.version;
             *request.headers_mut() = parts.headers.clone();
             *request.extensions_mut() = parts.extensions.clone();
+            if let Some(token) = &self.shared.ways.authorization {
+                let headers = request.headers_mut();
+                headers.insert(header::AUTHORIZATION, token.clone());
+            }
             let status = match try_one(leader.clone(), request).await {
                 Ok(response) => return Ok(response),
                 Err(status) => status,
@@ -291,15 +313,15 @@ fn in_the_way(
 }
 
 /// Asks one coordinator whether it leads.
-async fn ask(address: String) -> (String, Said) {
-    let said = ask_it(&address).await;
+async fn ask(ways: &Ways, address: String) -> (String, Said) {
+    let said = ask_it(ways, &address).await;
     (address, said)
 }
 
-async fn ask_it(address: &str) -> Said {
+async fn ask_it(ways: &Ways, address: &str) -> Said {
     let asked = async {
-        let endpoint = endpoint(address).map_err(Status::unavailable)?;
-        let connected = endpoint.connect().await;
+        let endpoint = ways.endpoint(address).map_err(Status::unavailable)?;
+        let connected = ways.dialer.connect(&endpoint).await;
         let channel = connected.map_err(|e| {
             let why = innermost(&e);
             Status::unavailable(format!("cannot reach the coordinator at {address}: {why}"))
@@ -309,7 +331,7 @@ async fn ask_it(address: &str) -> Said {
         };
         let health = HealthClient::new(channel.clone()).check(request).await;
         let health = health.map_err(|status| {
-            let why = status.message();
+            let why = ways.explain(&status);
             Status::unavailable(format!("no coordinator answers at {address}: {why}"))
         })?;
         if health.into_inner().status() == ServingStatus::Serving {
@@ -318,7 +340,12 @@ async fn ask_it(address: &str) -> Said {
         }
         // It knows who does, or why nobody does.
         let mut client = ClusterServiceClient::new(channel.clone());
-        let answer = client.get_cluster_status(GetClusterStatusRequest {}).await;
+        let mut request = tonic::Request::new(GetClusterStatusRequest {});
+        if let Some(token) = &ways.authorization {
+            let headers = request.metadata_mut().as_mut();
+            headers.insert(header::AUTHORIZATION, token.clone());
+        }
+        let answer = client.get_cluster_status(request).await;
         Ok::<_, Status>(match answer {
             Err(status) => match redirect(&status) {
                 Some(said) => Said::Elsewhere(said.leader, status),
@@ -398,20 +425,47 @@ fn innermost(e: &dyn std::error::Error) -> String {
 
 /// An address as a hint says it.
 fn bare(address: &str) -> &str {
-    let address = address.strip_prefix("http://").unwrap_or(address);
+    let address = address.split_once("://").map_or(address, |(_, bare)| bare);
     address.trim_end_matches('/')
 }
 
-fn endpoint(address: &str) -> Result<Endpoint, String> {
-    let url = coordinator_url(address)?;
-    let endpoint = Endpoint::from_shared(url).map_err(|e| format!("`{address}`: {e}"))?;
-    Ok(endpoint
-        .connect_timeout(CONNECT_WITHIN)
-        .tcp_nodelay(true)
-        .http2_adaptive_window(true)
-        // A leader whose machine has vanished is noticed.
-        .http2_keep_alive_interval(Duration::from_secs(2))
-        .keep_alive_timeout(Duration::from_secs(3)))
+impl Ways {
+    fn new(security: &Security) -> Result<Self, String> {
+        let header = security.token.as_ref().map(|token| {
+            let mut header = HeaderValue::try_from(format!("Bearer {}", token.reveal()))?;
+            header.set_sensitive(true);
+            Ok::<_, header::InvalidHeaderValue>(header)
+        });
+        Ok(Self {
+            dialer: security.dialer.clone(),
+            authorization: header.transpose().map_err(|_| "the token is none")?,
+        })
+    }
+
+    /// Why a connection came to nothing. A port that speaks TLS says so in its first bytes, which
+    /// are no HTTP; and one that misses our certificate does when the first call is under way.
+    fn explain(&self, status: &Status) -> String {
+        let why = innermost(status);
+        let is_plain = self.dialer.tls().is_none();
+        if is_plain && (why.contains("http2 error") || why.contains("frame with invalid size")) {
+            return format!(
+                "{why}; it may speak TLS: give `--tls-ca`, `--tls-cert` and `--tls-key`"
+            );
+        }
+        why
+    }
+
+    fn endpoint(&self, address: &str) -> Result<Endpoint, String> {
+        Ok(self
+            .dialer
+            .endpoint(address)?
+            .connect_timeout(CONNECT_WITHIN)
+            .tcp_nodelay(true)
+            .http2_adaptive_window(true)
+            // A leader whose machine has vanished is noticed.
+            .http2_keep_alive_interval(Duration::from_secs(2))
+            .keep_alive_timeout(Duration::from_secs(3)))
+    }
 }
 
 impl Service<Request<Body>> for LeaderChannel {
@@ -472,7 +526,8 @@ mod tests {
         let refused = TcpListener::bind("127.0.0.1:0").unwrap();
         let known = [&paused, &refused].map(|l| l.local_addr().unwrap().to_string());
         drop(refused);
-        let channel = LeaderChannel::new(known.to_vec(), Duration::ZERO).unwrap();
+        let channel =
+            LeaderChannel::new(known.to_vec(), Duration::ZERO, &Security::default()).unwrap();
         let begun = Instant::now();
         let why = channel.reach().await.unwrap_err();
         assert_eq!(why.code(), Code::Unavailable);
@@ -495,7 +550,7 @@ mod tests {
     #[test]
     fn an_address_is_learnt_once_and_not_without_end() {
         let given = vec!["http://a:1/".to_owned()];
-        let channel = LeaderChannel::new(given, Duration::ZERO).unwrap();
+        let channel = LeaderChannel::new(given, Duration::ZERO, &Security::default()).unwrap();
         assert!(!channel.learn("a:1"), "it was given");
         for port in 1..100 {
             assert!(channel.learn(&format!("b:{port}")));
@@ -507,8 +562,9 @@ mod tests {
     #[test]
     fn what_is_no_address_is_told() {
         for wrong in ["", "https://a:1", "a b", "127.0.0.1", "a:99999"] {
-            let made = LeaderChannel::new(vec![wrong.to_owned()], Duration::ZERO);
-            assert!(made.is_err_and(|why| why.contains("is no address")));
+            let made =
+                LeaderChannel::new(vec![wrong.to_owned()], Duration::ZERO, &Security::default());
+            assert!(made.is_err_and(|why| why.contains("is no address") || why.contains("TLS")));
         }
     }
 }

@@ -14,7 +14,7 @@ use emberline_coordinator::store::etcd::{EtcdConfig, EtcdStore};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 
-use crate::{exit::Exit, leader_channel::LeaderChannel};
+use crate::{exit::Exit, leader_channel::LeaderChannel, security::Security};
 
 /// How long all of it may take to be ready.
 const READY_WITHIN: Duration = Duration::from_secs(30);
@@ -210,7 +210,8 @@ impl LocalCluster {
 
     async fn ready(&self) -> anyhow::Result<()> {
         let known = self.coordinators.iter().map(|c| c.address.clone());
-        let channel = LeaderChannel::new(known.collect(), READY_WITHIN).map_err(Exit::input)?;
+        let channel = LeaderChannel::new(known.collect(), READY_WITHIN, &Security::default())
+            .map_err(Exit::input)?;
         let reached = channel.reach().await;
         reached.map_err(|status| {
             let why = status.message();

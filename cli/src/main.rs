@@ -14,6 +14,7 @@ mod moment;
 mod output;
 mod progress;
 mod reopen;
+mod security;
 mod telemetry;
 mod upload;
 

@@ -3,12 +3,14 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use emberline_common::{
+    access::read_tokens,
     address::is_host_port,
     artifact::{ArtifactStore, StoreFault},
+    reload::Reloaded,
     spec::DurationText,
 };
 use emberline_coordinator::{
-    Coordinator, CoordinatorConfig,
+    Audit, Coordinator, CoordinatorConfig, Gate,
     engine::api::EngineConfig,
     store::{
         StateStore, StoreError,
@@ -21,9 +23,11 @@ use tokio::{
 };
 
 use crate::{
-    args::{CoordinatorArguments, EtcdArguments, EventsArguments},
+    args::{ClusterArguments, CoordinatorArguments, EtcdArguments},
     exit::Exit,
-    output, telemetry,
+    output,
+    security::Security,
+    telemetry,
 };
 
 /// Assignments of one decision, so that a commit fits into one of etcd's transactions.
@@ -32,22 +36,15 @@ const ASSIGNMENTS_AT_ONCE: usize = 48;
 /// Serves until SIGTERM, Ctrl-C or a failure.
 pub async fn coordinator(
     arguments: CoordinatorArguments,
-    events: &EventsArguments,
+    cluster: &ClusterArguments,
     quiet: bool,
 ) -> anyhow::Result<()> {
     let times = Times::of(&arguments)?;
-    let events = events.config()?;
+    let events = cluster.events.config()?;
     let listen = address(&arguments.listen).await?;
-    if !listen.ip().is_loopback() {
-        if !arguments.insecure {
-            return Err(Exit::input(format!(
-                "`--listen {}` lets other machines in, and there is neither TLS nor a token: use a loopback address, or say `--insecure`",
-                arguments.listen
-            ))
-            .into());
-        }
-        tracing::warn!(%listen, "INSECURE: whoever reaches this address can run commands on the workers");
-    }
+    let security = cluster.security.read()?;
+    let gate = gate(&arguments)?;
+    check_exposure(&arguments, listen, &security, &gate)?;
     if listen.ip().is_unspecified() && arguments.advertise.is_none() {
         return Err(Exit::input(format!(
             "`--listen {}` is every address of this machine: say by `--advertise host:port` where others reach it",
@@ -113,6 +110,8 @@ pub async fn coordinator(
         trace_url: telemetry::trace_url(),
         events,
         one_of_many: true,
+        dialer: security.dialer,
+        gate,
     };
     let coordinator = Coordinator::start(config, listener)
         .await
@@ -131,6 +130,59 @@ pub async fn coordinator(
         Ok(()) => Ok(()),
         Err(e) => Err(Exit::cluster(format!("the coordinator stopped: {e}")).into()),
     }
+}
+
+/// Other machines are let in with certificates and tokens, or by saying so.
+fn check_exposure(
+    arguments: &CoordinatorArguments,
+    listen: SocketAddr,
+    security: &Security,
+    gate: &Gate,
+) -> Result<(), Exit> {
+    if let Some(tls) = security.dialer.tls() {
+        tls.can_serve()
+            .map_err(|e| Exit::input(format!("{e}: give them by `--tls-cert` and `--tls-key`")))?;
+        tls.observe(&telemetry::get().meter());
+    }
+    let missing = match (security.dialer.tls().is_some(), gate.is_closed()) {
+        (true, true) => return Ok(()),
+        _ if listen.ip().is_loopback() => return Ok(()),
+        (false, false) => "neither certificates nor tokens are given",
+        (false, true) => "no certificates are given, so that tokens could be read on the way",
+        (true, false) => "no tokens are given",
+    };
+    if !arguments.insecure {
+        return Err(Exit::input(format!(
+            "`--listen {}` lets other machines in, and {missing}: give `--tls-ca`, `--tls-cert`, `--tls-key` and `--tokens-file`, use a loopback address, or say `--insecure`",
+            arguments.listen
+        )));
+    }
+    tracing::warn!(%listen, "INSECURE: {missing}; whoever reaches this address can run commands on the workers");
+    Ok(())
+}
+
+/// Who may call, and where it is noted.
+fn gate(arguments: &CoordinatorArguments) -> Result<Gate, Exit> {
+    let gate = match arguments.tokens_file.clone() {
+        None => Gate::default(),
+        Some(path) => {
+            let read = {
+                let path = path.clone();
+                move || read_tokens(&path)
+            };
+            let tokens = Reloaded::open("tokens", vec![path], read);
+            Gate::closed(tokens.map_err(|e| Exit::input(format!("`--tokens-file`: {e}")))?)
+        }
+    };
+    let audit = arguments.audit_log.as_deref().map(|path| {
+        Audit::open(path).map_err(|e| {
+            Exit::input(format!(
+                "cannot write the audit log `{}`: {e}",
+                path.display()
+            ))
+        })
+    });
+    Ok(gate.with_audit(audit.transpose()?))
 }
 
 fn told(e: StoreError) -> Exit {

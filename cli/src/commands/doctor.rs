@@ -8,7 +8,6 @@ use std::{
 };
 
 use emberline_common::{
-    address::coordinator_url,
     artifact::ArtifactStore,
     finding::{Finding, Health},
     time::Timestamp,
@@ -18,13 +17,14 @@ use emberline_proto::v1::{
     GetClusterStatusRequest, GetClusterStatusResponse, cluster_service_client::ClusterServiceClient,
 };
 use serde_json::json;
-use tonic::{Code, Status, transport::Endpoint};
+use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use crate::{
     args::{ClusterArguments, DoctorArguments, Format},
     exit::{Exit, RUN_FAILED},
     output::{self, bytes},
+    security::Security,
 };
 
 /// Less than this on the disk, and nothing can go on.
@@ -54,7 +54,8 @@ pub async fn doctor(
         findings.extend(etcd(arguments).await?);
     }
     if let Some(servers) = &cluster.server {
-        findings.extend(coordinators(servers).await);
+        let security = cluster.security.read()?;
+        findings.extend(coordinators(servers, &security).await);
     }
     let failed = findings.iter().any(|f| f.health == Health::Fail);
     match format {
@@ -244,9 +245,9 @@ enum Coordinator {
     Fails(String),
 }
 
-async fn coordinators(servers: &str) -> Vec<Finding> {
+async fn coordinators(servers: &str, security: &Security) -> Vec<Finding> {
     let names = servers.split(',').map(str::trim).filter(|s| !s.is_empty());
-    let asked = names.map(|server| async move { (server, ask(server).await) });
+    let asked = names.map(|server| async move { (server, ask(server, security).await) });
     let answers = futures::future::join_all(asked).await;
     let mut findings: Vec<Finding> = answers
         .iter()
@@ -256,16 +257,12 @@ async fn coordinators(servers: &str) -> Vec<Finding> {
     findings
 }
 
-async fn ask(server: &str) -> Coordinator {
-    let url = match coordinator_url(server) {
-        Ok(url) => url,
+async fn ask(server: &str, security: &Security) -> Coordinator {
+    let endpoint = match security.dialer.endpoint(server) {
+        Ok(endpoint) => endpoint.connect_timeout(ANSWER_WITHIN),
         Err(why) => return Coordinator::Fails(why),
     };
-    let endpoint = match Endpoint::from_shared(url) {
-        Ok(endpoint) => endpoint.connect_timeout(ANSWER_WITHIN),
-        Err(e) => return Coordinator::Fails(e.to_string()),
-    };
-    let channel = match endpoint.connect().await {
+    let channel = match security.dialer.connect(&endpoint).await {
         Ok(channel) => channel,
         Err(e) => {
             let mut cause: &dyn std::error::Error = &e;
@@ -276,7 +273,7 @@ async fn ask(server: &str) -> Coordinator {
         }
     };
     let mut client = ClusterServiceClient::new(channel);
-    let answer = client.get_cluster_status(GetClusterStatusRequest {});
+    let answer = client.get_cluster_status(security.request(GetClusterStatusRequest {}));
     match tokio::time::timeout(ANSWER_WITHIN, answer).await {
         Ok(Ok(answer)) => Coordinator::Leads(Box::new(answer.into_inner())),
         Ok(Err(status)) => refused(&status),

@@ -15,6 +15,7 @@ use crate::{
     client::Cluster,
     exit::Exit,
     output::{self, clean},
+    security::SecurityArguments,
 };
 
 /// The most that is read from a file, in bytes.
@@ -138,6 +139,7 @@ impl ClusterArguments {
             connect_timeout: None,
             state_dir,
             cache_size,
+            security: SecurityArguments::default(),
             events: EventsArguments {
                 events_file: None,
                 events_sink: None,

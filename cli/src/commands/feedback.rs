@@ -7,7 +7,6 @@ use emberline_proto::v1::{
     feedback_label::Truth, feedback_service_client::FeedbackServiceClient,
 };
 use serde_json::{Value, json};
-use tonic::transport::Endpoint;
 
 use super::events::objects;
 use crate::{
@@ -15,6 +14,7 @@ use crate::{
     client::Cluster,
     exit::Exit,
     output::{self, clean},
+    security::Security,
 };
 
 /// Labels of one call.
@@ -33,10 +33,11 @@ pub async fn feedback(
 ) -> anyhow::Result<()> {
     // What is wrong is told before anything is started.
     let labels = labels(what)?;
+    let security = arguments.security.read()?;
     let cluster = Cluster::connect(arguments, 0).await?;
     let replicas = replicas(&cluster, what).await;
     cluster.close().await?;
-    let outcomes = send(&replicas?, what, labels).await?;
+    let outcomes = send(&replicas?, what, labels, &security).await?;
     tell(&outcomes, quiet, format)
 }
 
@@ -120,11 +121,13 @@ async fn send(
     replicas: &[String],
     what: &FeedbackArguments,
     labels: Vec<FeedbackLabel>,
+    security: &Security,
 ) -> anyhow::Result<Vec<FeedbackOutcome>> {
     let mut last = None;
     for address in replicas {
-        let endpoint = Endpoint::from_shared(format!("http://{address}"))?;
-        let channel = match endpoint.connect_timeout(CONNECTS_WITHIN).connect().await {
+        let endpoint = (security.dialer.endpoint(address)).map_err(Exit::cluster)?;
+        let endpoint = endpoint.connect_timeout(CONNECTS_WITHIN);
+        let channel = match security.dialer.connect(&endpoint).await {
             Ok(channel) => channel,
             Err(e) => {
                 last = Some(format!(
@@ -142,7 +145,13 @@ async fn send(
                 labels: part.to_vec(),
                 relayed: false,
             };
-            outcomes.extend(client.submit_feedback(request).await?.into_inner().outcomes);
+            outcomes.extend(
+                client
+                    .submit_feedback(security.request(request))
+                    .await?
+                    .into_inner()
+                    .outcomes,
+            );
         }
         return Ok(outcomes);
     }

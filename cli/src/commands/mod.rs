@@ -2,6 +2,7 @@
 
 mod artifacts;
 mod bench;
+mod certs;
 mod change;
 mod chaos;
 mod cluster;
@@ -12,6 +13,7 @@ mod doctor;
 mod dora;
 mod events;
 mod feedback;
+mod health;
 mod init;
 mod models;
 mod rollback;
@@ -20,6 +22,7 @@ mod run;
 mod runs;
 mod submission;
 mod tell;
+mod tokens;
 mod validate;
 mod worker;
 mod workers;
@@ -60,7 +63,10 @@ pub async fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
         Command::Environments => rollback::environments(&cluster, format).await,
         Command::Cluster(command) => cluster::cluster(&cluster, &command, format).await,
         Command::Workers(command) => workers::workers(&cluster, command, quiet, format).await,
-        Command::Coordinator(how) => coordinator::coordinator(*how, &cluster.events, quiet).await,
+        Command::Tokens(command) => tokens::tokens(&cluster, command, quiet, format).await,
+        Command::Certs(command) => certs::certs(command, quiet, format).await,
+        Command::Health { what, address } => health::health(&cluster, what, address, quiet).await,
+        Command::Coordinator(how) => coordinator::coordinator(*how, &cluster, quiet).await,
         Command::Worker(how) => worker::worker(&cluster, &how, quiet).await,
         Command::Dev {
             listen,

@@ -6,7 +6,6 @@ use std::{
 };
 
 use emberline_common::{
-    address::coordinator_url,
     ids::{EnvironmentName, WorkerName},
     labels,
     resources::Resources,
@@ -24,7 +23,9 @@ use crate::{
     args::{ClusterArguments, WorkerArguments},
     embedded::all_stages,
     exit::Exit,
-    output, telemetry,
+    output,
+    security::Security,
+    telemetry,
 };
 
 /// What `--orphan-grace` may be.
@@ -37,7 +38,8 @@ pub async fn worker(
     arguments: &WorkerArguments,
     quiet: bool,
 ) -> anyhow::Result<()> {
-    let config = config(cluster, arguments)?;
+    let security = cluster.security.read()?;
+    let config = config(cluster, arguments, &security)?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let _lock = lock(&cluster.state_dir)?;
@@ -49,8 +51,9 @@ pub async fn worker(
         let server = server.map_err(|e| Exit::cluster(e.to_string()))?;
         if !quiet {
             output::line(format!(
-                "worker {name} serves models of {} on http://{}",
+                "worker {name} serves models of {} on {}://{}",
                 arguments.environment,
+                security.dialer.scheme(),
                 server.address()
             ))?;
         }
@@ -128,7 +131,11 @@ async fn tell(worker: &RunningWorker, name: &WorkerName, quiet: bool) -> anyhow:
     }
 }
 
-fn config(cluster: &ClusterArguments, arguments: &WorkerArguments) -> Result<WorkerConfig, Exit> {
+fn config(
+    cluster: &ClusterArguments,
+    arguments: &WorkerArguments,
+    security: &Security,
+) -> Result<WorkerConfig, Exit> {
     let Some(server) = &cluster.server else {
         return Err(Exit::input(
             "say by `--server host:port,…` where the coordinators are",
@@ -148,7 +155,16 @@ fn config(cluster: &ClusterArguments, arguments: &WorkerArguments) -> Result<Wor
     labels::check(&labels).map_err(|why| Exit::input(format!("`--label`: {why}")))?;
     let leaders: Vec<String> = server.split(',').map(|s| s.trim().to_owned()).collect();
     for leader in &leaders {
-        coordinator_url(leader).map_err(|why| Exit::input(format!("`--server`: {why}")))?;
+        let checked = security.dialer.endpoint(leader);
+        checked.map_err(|why| Exit::input(format!("`--server`: {why}")))?;
+    }
+    if let Some(tls) = security.dialer.tls() {
+        if arguments.serve.is_some() || arguments.metrics_listen.is_some() {
+            tls.can_serve().map_err(|e| {
+                Exit::input(format!("{e}: give them by `--tls-cert` and `--tls-key`"))
+            })?;
+        }
+        tls.observe(&telemetry::get().meter());
     }
     let found = emberline_worker::machine::resources();
     let cpu_millis = match arguments.cpu {
@@ -184,6 +200,8 @@ fn config(cluster: &ClusterArguments, arguments: &WorkerArguments) -> Result<Wor
     Ok(WorkerConfig {
         name,
         leaders,
+        dialer: security.dialer.clone(),
+        token: security.token.clone(),
         resources: Resources {
             cpu_millis,
             memory_bytes: arguments.memory.map_or(found.memory_bytes, |m| m.0),
@@ -219,16 +237,17 @@ fn serve(config: &WorkerConfig, arguments: &WorkerArguments) -> Result<Option<Se
         )));
     }
     let is_loopback = address.map_or(host == "localhost", |address| address.is_loopback());
-    if !is_loopback && !arguments.insecure {
-        return Err(Exit::input(format!(
-            "`--serve {listen}` lets other machines in, and there is neither TLS nor a token: use a loopback address, or say `--insecure`"
-        )));
-    }
-    if !is_loopback {
-        tracing::warn!(%listen, "models are served to whoever can connect, without TLS or a token");
+    if !is_loopback && config.dialer.tls().is_none() {
+        if !arguments.insecure {
+            return Err(Exit::input(format!(
+                "`--serve {listen}` lets other machines in, and no certificates are given: give `--tls-ca`, `--tls-cert` and `--tls-key`, use a loopback address, or say `--insecure`"
+            )));
+        }
+        tracing::warn!(%listen, "INSECURE: models are served to whoever can connect");
     }
     Ok(Some(ServeConfig {
         advertise: arguments.serve_advertise.clone(),
+        dialer: config.dialer.clone(),
         telemetry: config.telemetry.clone(),
         ..ServeConfig::new(listen, environment, config.name.clone())
     }))

@@ -17,7 +17,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::Random;
-use crate::{exit::Exit, leader_channel::LeaderChannel};
+use crate::{exit::Exit, leader_channel::LeaderChannel, security::Security};
 
 /// How long one call goes on while nobody leads.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -47,7 +47,8 @@ pub(super) struct Load {
 impl Load {
     pub(super) fn new(server: &str, seed: u64, journal: PathBuf) -> anyhow::Result<Self> {
         let known = server.split(',').map(str::to_owned).collect();
-        let channel = LeaderChannel::new(known, PATIENCE).map_err(Exit::input)?;
+        let channel =
+            LeaderChannel::new(known, PATIENCE, &Security::default()).map_err(Exit::input)?;
         Ok(Self {
             channel,
             journal,
