@@ -25,6 +25,7 @@ pub mod place;
 pub mod processes;
 pub mod prometheus;
 pub mod s3;
+pub mod secured;
 pub mod tcp_proxy;
 pub mod team;
 pub mod traffic;
@@ -40,6 +41,7 @@ pub use http_proxy::HttpProxy;
 pub use otlp::OtlpReceiver;
 pub use place::{Call, Output, Place, Running};
 pub use s3::S3Server;
+pub use secured::Secured;
 pub use tcp_proxy::TcpProxy;
 pub use traffic::Traffic;
 
