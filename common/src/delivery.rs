@@ -127,6 +127,17 @@ pub enum DeploymentKind {
     Rollback,
 }
 
+impl DeploymentKind {
+    /// The name as shown and stored.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Release => "release",
+            Self::Rollback => "rollback",
+        }
+    }
+}
+
 /// Where a deployment is, or how it came out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -37,6 +37,20 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::UserError,
+        Self::Data,
+        Self::QualityGate,
+        Self::Oom,
+        Self::Timeout,
+        Self::Storage,
+        Self::WorkerLost,
+        Self::Preempted,
+        Self::Cancelled,
+        Self::System,
+    ];
+
     /// The name as shown and stored.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

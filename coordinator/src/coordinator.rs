@@ -26,6 +26,7 @@ use crate::{
     events::EventsConfig,
     runtime::{Runtime, counters::Counts},
     services::{role::Role, server},
+    standing,
     store::{Candidate, StateStore, StoreError, check_schema},
     tasks::Tasks,
     term::Term,
@@ -189,6 +190,7 @@ impl Coordinator {
             });
         }
         let (told, leading) = watch::channel(None);
+        standing::observe(&config.telemetry, &leading, &store);
         let terms = Terms {
             delivery: DeliveryGauges::new(&config.telemetry),
             config,

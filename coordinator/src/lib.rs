@@ -21,6 +21,7 @@ mod metrics;
 mod run_id;
 pub mod runtime;
 mod services;
+mod standing;
 pub mod store;
 mod tasks;
 mod tenure;

@@ -21,7 +21,7 @@ use opentelemetry::{
 use tokio::time::Instant;
 
 use crate::{
-    delivery_gauges::DeliveryGauges,
+    delivery_gauges::{DeliveryGauges, Progress, Shown},
     dora,
     lookup::Lookup,
     runtime::{
@@ -50,11 +50,13 @@ struct Instruments {
     duration: Histogram<f64>,
     active: UpDownCounter<i64>,
     run_errors: Counter<u64>,
+    failures: Counter<u64>,
     system_errors: Counter<u64>,
     workers: UpDownCounter<i64>,
     dispatch: Histogram<f64>,
     commit: Histogram<f64>,
     queue: Gauge<u64>,
+    oldest: Gauge<f64>,
     hits: Counter<u64>,
 }
 
@@ -76,6 +78,11 @@ impl Instruments {
                 .u64_counter("cicd.pipeline.run.errors")
                 .with_unit("{error}")
                 .with_description("Runs that failed")
+                .build(),
+            failures: meter
+                .u64_counter("emberline.attempt.failures")
+                .with_unit("{attempt}")
+                .with_description("Attempts that did not succeed, by reason")
                 .build(),
             system_errors: meter
                 .u64_counter("cicd.system.errors")
@@ -104,8 +111,28 @@ impl Instruments {
                 .with_unit("{task}")
                 .with_description("Tasks that wait for a worker")
                 .build(),
+            oldest: meter
+                .f64_gauge("emberline.queue.oldest")
+                .with_unit("s")
+                .with_description("How long the task has waited for a worker that waits longest")
+                .build(),
             hits: cache_hits(meter),
         }
+    }
+}
+
+impl Instruments {
+    fn attempt_failed(&self, reason: Reason, count: u64) {
+        let error = KeyValue::new("error.type", reason.as_str());
+        self.failures.add(count, std::slice::from_ref(&error));
+        let component = match reason {
+            Reason::WorkerLost => "worker",
+            Reason::Storage => "object_store",
+            Reason::System => "coordinator",
+            _ => return,
+        };
+        let component = KeyValue::new("cicd.system.component", component);
+        self.system_errors.add(count, &[component, error]);
     }
 }
 
@@ -132,8 +159,13 @@ impl Metrics {
         runtime: Runtime,
         lookup: Lookup,
     ) -> Self {
+        let instruments = Instruments::new(meter);
+        // Whoever looks at increases must have seen a zero before the first one.
+        for reason in Reason::ALL {
+            instruments.attempt_failed(reason, 0);
+        }
         Self {
-            instruments: Instruments::new(meter),
+            instruments,
             runtime,
             lookup,
             live: HashMap::new(),
@@ -167,6 +199,7 @@ impl Metrics {
         }
         self.count_workers([0; 3]);
         self.instruments.queue.record(0, &[]);
+        self.instruments.oldest.record(0.0, &[]);
     }
 
     async fn measure(&mut self) {
@@ -177,10 +210,14 @@ impl Metrics {
         };
         let measured = tokio::task::spawn_blocking(move || {
             let now = Timestamp::now();
-            dora::measure(&deployments, &DoraQuery::lately(now), now)
+            let query = DoraQuery::lately(now);
+            Shown {
+                report: dora::measure(&deployments, &query, now),
+                progress: Progress::of(&deployments, query.since),
+            }
         });
-        if let Ok(report) = measured.await {
-            self.delivery.show(Some(report));
+        if let Ok(shown) = measured.await {
+            self.delivery.show(Some(shown));
         }
     }
 
@@ -191,6 +228,7 @@ impl Metrics {
             Observed::Committed { took, .. } => self.instruments.commit.record(seconds(took), &[]),
             Observed::Run(run) => self.run_changed(run),
             Observed::Task(task) => self.task_ended(task),
+            Observed::AttemptFailed(reason) => self.instruments.attempt_failed(*reason, 1),
             Observed::Deployment(_) => self.measure_at = Instant::now(),
             Observed::Ended(_) => {}
         }
@@ -245,24 +283,6 @@ impl Metrics {
             let cache = [KeyValue::new("emberline.cache", "task")];
             self.instruments.hits.add(1, &cache);
         }
-        if !task.state.is_final() {
-            return;
-        }
-        let past = task.earlier.iter().map(|past| past.reason);
-        let last = task.failure.as_ref().map(|failure| failure.reason);
-        for reason in past.chain(last.filter(|_| task.state == TaskState::Failed)) {
-            let component = match reason {
-                Reason::WorkerLost => "worker",
-                Reason::Storage => "object_store",
-                Reason::System => "coordinator",
-                _ => continue,
-            };
-            let attributes = [
-                KeyValue::new("cicd.system.component", component),
-                KeyValue::new("error.type", reason.as_str()),
-            ];
-            self.instruments.system_errors.add(1, &attributes);
-        }
     }
 
     async fn look(&mut self) {
@@ -276,6 +296,10 @@ impl Metrics {
         self.instruments
             .queue
             .record(queue.queued_tasks as u64, &[]);
+        let now = Timestamp::now();
+        let oldest = queue.queued_since.map(|since| now.since(since));
+        let oldest = oldest.unwrap_or_default().as_secs_f64();
+        self.instruments.oldest.record(oldest, &[]);
         let mut counts = [0; 3];
         for worker in workers {
             let state = match (worker.suspect_since, worker.running) {

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use MetricKind::{Counter, Gauge, Histogram, UpDownCounter};
 
 /// What is told of a run that trains and deploys: docs/guide/telemetry.md lists the same.
-const METRICS: [(&str, &str, MetricKind); 18] = [
+const METRICS: [(&str, &str, MetricKind); 28] = [
     ("cicd.pipeline.run.duration", "s", Histogram),
     ("cicd.pipeline.run.active", "{run}", UpDownCounter),
     ("cicd.pipeline.run.errors", "{error}", Counter),
@@ -26,6 +26,16 @@ const METRICS: [(&str, &str, MetricKind); 18] = [
     ("emberline.dispatch.latency", "s", Histogram),
     ("emberline.commit.latency", "s", Histogram),
     ("emberline.queue.depth", "{task}", Gauge),
+    ("emberline.queue.oldest", "s", Gauge),
+    ("emberline.attempt.failures", "{attempt}", Counter),
+    ("emberline.coordinator.leading", "{coordinator}", Gauge),
+    ("emberline.coordinator.term", "{term}", Gauge),
+    ("emberline.store.unavailable", "s", Gauge),
+    ("emberline.worker.connected", "{worker}", Gauge),
+    ("emberline.worker.sessions", "{session}", Counter),
+    ("emberline.deployments", "{deployment}", Gauge),
+    ("emberline.deployment.last.timestamp", "s", Gauge),
+    ("process.memory.usage", "By", UpDownCounter),
     ("emberline.cache.hits", "{hit}", Counter),
     ("emberline.artifact.io", "By", Counter),
     ("emberline.training.throughput", "{sample}/s", Gauge),
@@ -153,6 +163,16 @@ fn every_metric_has_its_name_unit_and_kind_and_counts_right() {
             let available = [("cicd.worker.state", "available")];
             is("workers", total("cicd.worker.count", &available)?, 2.0)?;
             is("queue", total("emberline.queue.depth", &[])?, 0.0)?;
+            let lost = [("error.type", "worker_lost")];
+            is("lost", total("emberline.attempt.failures", &lost)?, 1.0)?;
+            is("leading", total("emberline.coordinator.leading", &[])?, 1.0)?;
+            is("trouble", total("emberline.store.unavailable", &[])?, 0.0)?;
+            let rollbacks = [("emberline.deployment.kind", "rollback")];
+            is(
+                "rollbacks",
+                total("emberline.deployments", &rollbacks)?,
+                1.0,
+            )?;
             // `check` and the tasks before it do not depend on the training's seed; `parts` does.
             if total("emberline.artifact.io", &[("emberline.direction", "put")])? <= 0.0 {
                 return Err("nothing was put".to_owned());
@@ -460,7 +480,9 @@ fn a_machine_that_trusts_nobody_still_exports_to_an_http_address() {
 fn the_guide_names_every_metric() {
     let guide = repository().join("docs/guide/telemetry.md");
     let guide = std::fs::read_to_string(guide).unwrap();
-    for name in METRICS.iter().map(|(name, ..)| *name).chain(SERVING) {
+    let now_and_then = "emberline.deployment.phase.age";
+    let names = METRICS.iter().map(|(name, ..)| *name).chain(SERVING);
+    for name in names.chain([now_and_then]) {
         assert!(guide.contains(&format!("`{name}`")), "{name}");
     }
 }

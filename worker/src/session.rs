@@ -202,6 +202,7 @@ impl Session {
             address: address.to_owned(),
             epoch: Epoch(registered.epoch),
         }));
+        self.runner.instruments.session_begun();
         tracing::info!(leader = %address, epoch = registered.epoch, "session open");
 
         let mut updates = tokio::time::interval(UPDATE_INTERVAL);

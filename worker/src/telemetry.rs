@@ -19,7 +19,10 @@ use opentelemetry::{
 };
 use tokio::sync::watch;
 
-use crate::stage::{StageError, StopReason};
+use crate::{
+    search::LeaderSeen,
+    stage::{StageError, StopReason},
+};
 
 /// What failed in a way that has no name of its own (OpenTelemetry's semantic conventions).
 const OTHER: &str = "_OTHER";
@@ -31,6 +34,7 @@ pub(crate) struct Instruments {
     bytes: Counter<u64>,
     hits: Counter<u64>,
     rate: Gauge<f64>,
+    sessions: Counter<u64>,
 }
 
 impl Instruments {
@@ -48,8 +52,33 @@ impl Instruments {
                 .with_unit("{sample}/s")
                 .with_description("Samples learned from per second, in the last epoch")
                 .build(),
+            sessions: meter
+                .u64_counter("emberline.worker.sessions")
+                .with_unit("{session}")
+                .with_description("Sessions with a leader that this worker has begun")
+                .build(),
             telemetry,
         })
+    }
+
+    /// A session with a leader has begun.
+    pub fn session_begun(&self) {
+        self.sessions.add(1, &[]);
+    }
+
+    /// Tells whether there is a session with a leader, for as long as the process lives.
+    pub fn tell_connected(&self, leader: watch::Receiver<Option<LeaderSeen>>) {
+        // Whoever looks at increases must have seen a zero before the first one.
+        self.sessions.add(0, &[]);
+        // The meter keeps the callback.
+        let _ = (self.telemetry.meter())
+            .u64_observable_gauge("emberline.worker.connected")
+            .with_unit("{worker}")
+            .with_description("1 while this worker has a session with a leader, else 0")
+            .with_callback(move |observer| {
+                observer.observe(leader.borrow().is_some().into(), &[]);
+            })
+            .build();
     }
 }
 

@@ -192,6 +192,7 @@ impl WorkerBuilder {
                 tracing::error!(%error, "restoring what was served has failed");
             }
         }
+        runner.instruments.tell_connected(leader.clone());
         let cancel = CancellationToken::new();
         let drained = CancellationToken::new();
         let session = Session {

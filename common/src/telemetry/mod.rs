@@ -10,6 +10,7 @@ mod logs;
 mod otlp;
 mod outlet;
 mod page;
+mod process;
 mod settings;
 mod span;
 
@@ -190,6 +191,7 @@ impl Telemetry {
             background: Mutex::new(background),
         })));
         telemetry.count_drops();
+        process::observe(&telemetry.meter());
         Ok(telemetry)
     }
 

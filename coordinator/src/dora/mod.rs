@@ -8,7 +8,7 @@ mod explain;
 mod measure;
 pub mod quick_check;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::sync::Arc;
 

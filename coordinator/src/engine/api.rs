@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use emberline_common::{
     delivery::{Change, Deployment},
-    failure::Failure,
+    failure::{Failure, Reason},
     ids::{
         ArtifactName, AttemptId, DeploymentId, Digest, EnvironmentName, Epoch, Incarnation,
         ModelName, RunId, StageKind, TaskName, WorkerName,
@@ -408,6 +408,9 @@ pub enum Effect {
     RunObserved(Arc<RunSummary>),
     /// Tell those who observe the cluster; see [`Observe`].
     TaskObserved(Arc<TaskView>),
+    /// Tell those who observe the cluster: an attempt did not succeed, whether there is to be another
+    /// one or not.
+    AttemptFailed(Reason),
     /// Tell those who observe the cluster: a deployment was made, or has changed.
     Deployed(Arc<Deployment>),
 }
@@ -418,7 +421,7 @@ pub enum Observe {
     /// Nothing of runs and tasks.
     #[default]
     Nothing,
-    /// New states of runs, and ends of tasks but for those that simply succeeded.
+    /// New states of runs, attempts that failed, and ends of tasks but for those that simply succeeded.
     Exceptions,
     /// New states of runs, and ends of tasks.
     Ends,
@@ -638,6 +641,8 @@ pub struct QueueStats {
     pub live_tasks: usize,
     /// Tasks that wait for a worker.
     pub queued_tasks: usize,
+    /// Since when the one waits that waits longest.
+    pub queued_since: Option<Timestamp>,
     /// Attempts on workers, those that were told to stop included.
     pub running_attempts: usize,
     /// Cache entries.

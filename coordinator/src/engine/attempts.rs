@@ -16,7 +16,7 @@ use emberline_common::{
 
 use super::{
     Engine,
-    api::{AttemptReport, AttemptSuccess, Effect, SessionId},
+    api::{AttemptReport, AttemptSuccess, Effect, Observe, SessionId},
     deadlines::Due,
     records::{CacheRecord, MAX_OUTPUTS, Written, encode},
     retries::{Verdict, judge},
@@ -228,6 +228,7 @@ impl Engine {
         shown: Option<(Vec<ArtifactRef>, Results)>,
     ) {
         let now = self.now;
+        self.observe_failure(failure.reason);
         let Some(run) = self.runs.get_mut(&at.run) else {
             return;
         };
@@ -277,6 +278,12 @@ impl Engine {
                 why.clone_into(&mut task.note);
                 self.finish(at, TaskState::Failed, now, true);
             }
+        }
+    }
+
+    pub(super) fn observe_failure(&mut self, reason: Reason) {
+        if self.config.observe > Observe::Nothing {
+            self.effect(Effect::AttemptFailed(reason));
         }
     }
 

@@ -391,6 +391,7 @@ impl Engine {
             live_runs: self.runs.len(),
             live_tasks: self.live_tasks,
             queued_tasks: self.queue.len(),
+            queued_since: self.queue.oldest(),
             running_attempts: self.fleet.running(),
             cache_entries: self.cache.len(),
         }

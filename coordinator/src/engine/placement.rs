@@ -95,6 +95,14 @@ impl Queue {
         self.len
     }
 
+    /// Since when the task waits that waits longest. Looks at each pipeline of each shape once.
+    pub fn oldest(&self) -> Option<Timestamp> {
+        let lanes = self.shapes.values().flat_map(BTreeMap::values);
+        let queues = lanes.flat_map(|lane| lane.queues.values());
+        let heads = queues.filter_map(|queue| queue.first().map(|(since, ..)| *since));
+        heads.min()
+    }
+
     pub fn push(
         &mut self,
         shape: &Arc<Shape>,

@@ -410,9 +410,11 @@ impl Engine {
         if task.state.is_final() {
             return;
         }
+        let reason = failure.reason;
         let record = task.record();
         record.written = Written::Failed;
         record.failure = Some(failure);
+        self.observe_failure(reason);
         self.finish(at, TaskState::Failed, now, true);
     }
 }

@@ -215,7 +215,9 @@ impl Listener {
                     .map(|room| Item::Ended(Arc::clone(archived), room))
             }
             Observed::Deployment(deployment) => Some(Item::Deployment(Arc::clone(deployment))),
-            Observed::Assigned(_) | Observed::Committed { .. } => return,
+            Observed::Assigned(_) | Observed::AttemptFailed(_) | Observed::Committed { .. } => {
+                return;
+            }
         };
         if let Some(Item::Events(events)) = &item
             && events.is_empty()

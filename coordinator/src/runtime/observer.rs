@@ -14,6 +14,7 @@ use std::{
 
 use emberline_common::{
     delivery::Deployment,
+    failure::Reason,
     run_view::{RunSummary, TaskView},
 };
 use tokio::sync::mpsc;
@@ -31,6 +32,9 @@ pub enum Observed {
     /// A task has ended, or (with [`Observe::Starts`](crate::engine::api::Observe)) an attempt was
     /// assigned.
     Task(Arc<TaskView>),
+    /// An attempt did not succeed, whether there is to be another one or not; or a task failed
+    /// without one.
+    AttemptFailed(Reason),
     /// A run has ended: all that is to be kept of it. May be told again by a next leader.
     Ended(Arc<ArchivedRun>),
     /// A deployment was made, or has changed.

@@ -382,6 +382,9 @@ impl Pump {
                     }
                     Effect::RunObserved(summary) => observed.push(Observed::Run(summary)),
                     Effect::TaskObserved(task) => observed.push(Observed::Task(task)),
+                    Effect::AttemptFailed(reason) => {
+                        observed.push(Observed::AttemptFailed(reason));
+                    }
                     Effect::Deployed(deployment) => {
                         observed.push(Observed::Deployment(deployment));
                     }

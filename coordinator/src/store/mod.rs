@@ -131,9 +131,45 @@ pub struct Leader {
     pub epoch: Epoch,
 }
 
+/// What kind of thing keeps a store from writing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TroubleKind {
+    /// Nothing of it can be reached.
+    Unreachable,
+    /// It answers, but too few of its members are there.
+    NoQuorum,
+    /// It is full.
+    NoSpace,
+    /// It refuses us: a wrong user, a missing permission, a bad certificate.
+    Refused,
+}
+
+impl TroubleKind {
+    /// All of them.
+    pub const ALL: [Self; 4] = [
+        Self::Unreachable,
+        Self::NoQuorum,
+        Self::NoSpace,
+        Self::Refused,
+    ];
+
+    /// The name as metrics have it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unreachable => "unreachable",
+            Self::NoQuorum => "no_quorum",
+            Self::NoSpace => "no_space",
+            Self::Refused => "refused",
+        }
+    }
+}
+
 /// What keeps a store from writing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trouble {
+    /// What kind of thing it is.
+    pub kind: TroubleKind,
     /// For people: what, and since when.
     pub text: String,
     /// Since when.

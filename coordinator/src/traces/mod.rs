@@ -135,7 +135,7 @@ impl Tracer {
                 self.deployment(deployment).await;
             }
             Observed::Ended(archived) => self.ended(archived).await,
-            Observed::Assigned(_) | Observed::Committed { .. } => {}
+            Observed::Assigned(_) | Observed::AttemptFailed(_) | Observed::Committed { .. } => {}
         }
     }
 

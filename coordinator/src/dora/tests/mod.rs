@@ -27,7 +27,7 @@ const HOUR: u64 = 3_600_000_000;
 const DAY: u64 = 24 * HOUR;
 
 /// `2026-03-01T00:00` in UTC.
-fn at(text: &str) -> Timestamp {
+pub(crate) fn at(text: &str) -> Timestamp {
     let text = match text.len() {
         10 => format!("{text}T00:00:00Z"),
         16 => format!("{text}:00Z"),
@@ -41,7 +41,7 @@ fn later(from: Timestamp, micros: u64) -> Timestamp {
 }
 
 /// A deployment of a run that was accepted ten minutes before, without a change.
-fn release(id: u64, live: &str) -> Deployment {
+pub(crate) fn release(id: u64, live: &str) -> Deployment {
     let live = at(live);
     Deployment {
         id: DeploymentId(id),
@@ -120,7 +120,7 @@ fn failing(deployment: Deployment, cause: FailureCause, began: &str, noted: &str
     }
 }
 
-fn rollback(id: u64, of: u64, live: &str) -> Deployment {
+pub(crate) fn rollback(id: u64, of: u64, live: &str) -> Deployment {
     let live = at(live);
     Deployment {
         kind: DeploymentKind::Rollback,
@@ -132,7 +132,7 @@ fn rollback(id: u64, of: u64, live: &str) -> Deployment {
     }
 }
 
-fn outcome(deployment: Deployment, outcome: DeploymentOutcome) -> Deployment {
+pub(crate) fn outcome(deployment: Deployment, outcome: DeploymentOutcome) -> Deployment {
     Deployment {
         outcome,
         ..deployment
@@ -146,7 +146,7 @@ fn into_environment(deployment: Deployment, environment: &str) -> Deployment {
     }
 }
 
-fn shared(deployments: Vec<Deployment>) -> Vec<Arc<Deployment>> {
+pub(crate) fn shared(deployments: Vec<Deployment>) -> Vec<Arc<Deployment>> {
     deployments.into_iter().map(Arc::new).collect()
 }
 

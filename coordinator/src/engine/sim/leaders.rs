@@ -407,10 +407,9 @@ impl World {
             // What observers are told is what watchers are told, too.
             Effect::RunObserved(_)
             | Effect::TaskObserved(_)
+            | Effect::AttemptFailed(_)
             | Effect::Deployed(_)
-            | Effect::Access(_) => {
-                return Ok(());
-            }
+            | Effect::Access(_) => return Ok(()),
         };
         let link = link(session);
         if self.links[link].epoch == epoch {

@@ -42,6 +42,8 @@ struct Cluster {
     now: Timestamp,
     assigned: Vec<(SessionId, Assignment)>,
     closed: Vec<SessionId>,
+    /// What observers were told of attempts.
+    failed: Vec<Reason>,
     ended: BTreeMap<RunId, RunView>,
     runs: u64,
     /// What is committed.
@@ -61,6 +63,7 @@ impl Cluster {
             now: Timestamp(1_000_000),
             assigned: Vec::new(),
             closed: Vec::new(),
+            failed: Vec::new(),
             ended: BTreeMap::new(),
             runs: 0,
             state: BTreeMap::new(),
@@ -120,6 +123,7 @@ impl Cluster {
                     assignment,
                 } => self.assigned.push((session, *assignment)),
                 Effect::CloseSession { session, .. } => self.closed.push(session),
+                Effect::AttemptFailed(reason) => self.failed.push(reason),
                 Effect::Serve { session, plan } => {
                     self.plans.insert(session, *plan);
                 }

@@ -1,7 +1,7 @@
 //! What is tried again, how often and when.
 
 use super::*;
-use crate::engine::api::Disconnect;
+use crate::engine::api::{Disconnect, Observe};
 
 fn retried(retries: Value) -> (Cluster, RunId) {
     let mut cluster = Cluster::new();
@@ -30,6 +30,30 @@ fn an_error_of_the_stage_is_tried_again_after_a_growing_wait() {
     assert!((1.0..=2.0).contains(&waits[1]), "{waits:?}");
     assert_eq!(cluster.task(&run, "work"), TaskState::Failed);
     assert!(cluster.took().is_empty());
+}
+
+#[test]
+fn observers_are_told_of_each_attempt_that_fails_when_it_does() {
+    let mut cluster = Cluster::new();
+    let config = EngineConfig {
+        observe: Observe::Exceptions,
+        ..EngineConfig::default()
+    };
+    cluster.engine = Engine::new(config, Epoch(1), 1);
+    cluster.worker(1, 8, 8);
+    let mut stage = convert(1);
+    stage["retries"] = json!({"faults": 1, "errors": 0});
+    cluster.submit(single("p", stage));
+    let first = cluster.took().remove(0);
+    cluster.fail(&first, Reason::Storage);
+    assert_eq!(cluster.failed, [Reason::Storage]);
+    cluster.next_deadline();
+    let second = cluster.took().remove(0);
+    cluster.fail(&second, Reason::Oom);
+    assert_eq!(cluster.failed, [Reason::Storage, Reason::Oom]);
+    // A late report of an attempt that is over is none.
+    cluster.fail(&first, Reason::Storage);
+    assert_eq!(cluster.failed.len(), 2);
 }
 
 #[test]

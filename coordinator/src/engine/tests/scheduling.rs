@@ -16,6 +16,26 @@ fn a_higher_priority_goes_first() {
 }
 
 #[test]
+fn the_longest_wait_is_known_whatever_goes_first() {
+    let mut cluster = Cluster::new();
+    let since = |cluster: &Cluster| cluster.engine.queue_stats().queued_since;
+    assert_eq!(since(&cluster), None);
+    let mut ready = Vec::new();
+    for (name, priority) in [("low", 0), ("high", 5)] {
+        let mut pipeline = single(name, convert(priority));
+        pipeline["priority"] = json!(priority);
+        cluster.submit(pipeline);
+        ready.push(cluster.now);
+    }
+    assert_eq!(since(&cluster), Some(ready[0]));
+    let worker = cluster.worker(1, 8, 1);
+    assert_eq!(cluster.names(), ["r2/work"]);
+    assert_eq!(since(&cluster), Some(ready[0]));
+    cluster.credits(worker, 1);
+    assert_eq!(since(&cluster), None);
+}
+
+#[test]
 fn a_pipeline_with_many_tasks_does_not_starve_another() {
     let mut cluster = Cluster::new();
     let many: Vec<u64> = (0..20).collect();

@@ -20,7 +20,7 @@ use tokio::{
 use tonic::Code;
 
 use super::EtcdConfig;
-use crate::store::StoreError;
+use crate::store::{StoreError, TroubleKind};
 
 /// How long one member may take to answer, before the next one is asked.
 const TRY_WITHIN: Duration = Duration::from_millis(1000);
@@ -73,6 +73,17 @@ enum Kind {
     NoSpace,
     /// Wrong user, missing permission, bad certificate.
     Refused(String),
+}
+
+impl Trouble {
+    pub(super) const fn kind(&self) -> TroubleKind {
+        match self.kind {
+            Kind::Unreachable { .. } => TroubleKind::Unreachable,
+            Kind::NoQuorum => TroubleKind::NoQuorum,
+            Kind::NoSpace => TroubleKind::NoSpace,
+            Kind::Refused(_) => TroubleKind::Refused,
+        }
+    }
 }
 
 impl fmt::Display for Trouble {

@@ -282,6 +282,7 @@ impl StateStore for EtcdStore {
         let pulse = || self.inner.pulse.trouble();
         let trouble = self.inner.members.trouble().or_else(pulse);
         trouble.map(|trouble| Trouble {
+            kind: trouble.kind(),
             text: trouble.to_string(),
             since: trouble.since,
         })
