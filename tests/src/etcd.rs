@@ -7,8 +7,8 @@
 
 use std::{
     fs::{self, File},
-    path::PathBuf,
-    process::{Child, Stdio},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
     time::Duration,
 };
 
@@ -53,6 +53,12 @@ impl Etcd {
     }
 
     fn launch(members: usize, quota: Option<u64>) -> Self {
+        let mut etcd = Self::prepare(members, quota);
+        etcd.run_all();
+        etcd
+    }
+
+    fn prepare(members: usize, quota: Option<u64>) -> Self {
         let members = (0..members).map(|_| Member {
             client_port: processes::free_port(),
             peer_port: processes::free_port(),
@@ -63,24 +69,75 @@ impl Etcd {
             .enable_all()
             .build()
             .unwrap();
-        let mut etcd = Self {
+        Self {
             root: tempfile::tempdir().unwrap(),
             members: members.collect(),
             quota,
             runtime,
-        };
-        for index in 0..etcd.members.len() {
-            etcd.run(index);
         }
-        etcd.wait_until_it_answers();
+    }
+
+    fn run_all(&mut self) {
+        for index in 0..self.members.len() {
+            self.run(index);
+        }
+        self.wait_until_it_answers();
+    }
+
+    /// A new cluster of so many members that begins with a snapshot, as an operator would make it.
+    ///
+    /// # Panics
+    /// If etcd's tools do not take it.
+    #[must_use]
+    pub fn restored(snapshot: &Path, members: usize) -> Self {
+        let mut etcd = Self::prepare(members, None);
+        // From 3.6 on `etcdctl` cannot do it any more.
+        let tool = match Command::new("etcdutl").arg("version").output() {
+            Ok(_) => "etcdutl",
+            Err(_) => "etcdctl",
+        };
+        for index in 0..members {
+            let mut command = Command::new(tool);
+            command
+                .args(["snapshot", "restore"])
+                .arg(snapshot)
+                .args(["--name", &format!("m{index}")])
+                .args(["--initial-cluster", &etcd.initial_cluster()])
+                .args(["--initial-advertise-peer-urls", &etcd.peer_url(index)])
+                .arg("--data-dir")
+                .arg(etcd.data_dir(index));
+            run_tool(command);
+        }
+        etcd.run_all();
         etcd
     }
 
-    fn run(&mut self, index: usize) {
+    /// Saves a snapshot by etcd's own command line.
+    ///
+    /// # Panics
+    /// If that does not take one.
+    pub fn snapshot(&self, to: &Path) {
+        let mut command = Command::new("etcdctl");
+        command
+            .args(["--endpoints", &self.address(0), "snapshot", "save"])
+            .arg(to);
+        run_tool(command);
+    }
+
+    fn initial_cluster(&self) -> String {
         let all = self.members.iter().enumerate();
-        let initial: Vec<_> = all
+        let urls: Vec<_> = all
             .map(|(i, m)| format!("m{i}=http://127.0.0.1:{}", m.peer_port))
             .collect();
+        urls.join(",")
+    }
+
+    fn data_dir(&self, index: usize) -> PathBuf {
+        self.root.path().join(format!("m{index}"))
+    }
+
+    fn run(&mut self, index: usize) {
+        let initial = self.initial_cluster();
         let (client, peer) = (self.url(index), self.peer_url(index));
         let log = File::options()
             .create(true)
@@ -96,12 +153,12 @@ impl Etcd {
         command
             .args(["--name", &format!("m{index}")])
             .arg("--data-dir")
-            .arg(self.root.path().join(format!("m{index}")))
+            .arg(self.data_dir(index))
             .args(["--listen-client-urls", &client])
             .args(["--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer])
             .args(["--initial-advertise-peer-urls", &peer])
-            .args(["--initial-cluster", &initial.join(",")])
+            .args(["--initial-cluster", &initial])
             .args(["--initial-cluster-state", "new"])
             .args(["--heartbeat-interval", "50", "--election-timeout", "500"])
             .args(["--logger", "zap", "--log-level", "warn"])
@@ -361,6 +418,17 @@ impl Etcd {
         let answer = self.block_on(async |mut client| client.get("-", None).await);
         answer.unwrap().header().unwrap().revision()
     }
+}
+
+/// Runs one of etcd's tools, which must succeed.
+#[track_caller]
+fn run_tool(mut command: Command) {
+    command.env("ETCDCTL_API", "3");
+    let output = command.output().unwrap_or_else(|e| {
+        panic!("cannot start {command:?}: {e}; `./ci.sh` installs it (package etcd-client)")
+    });
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {told}");
 }
 
 impl Drop for Etcd {

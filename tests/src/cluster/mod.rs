@@ -47,7 +47,9 @@ pub struct Builder {
     coordinators: usize,
     workers: usize,
     quota: Option<u64>,
+    etcd: Option<Etcd>,
     s3: Option<(Vec<(String, String)>, PathBuf)>,
+    prefix: String,
     etcd_by_proxies: bool,
     coordinators_by_proxies: bool,
     coordinator_arguments: Vec<String>,
@@ -70,7 +72,9 @@ impl Builder {
             coordinators: 3,
             workers: 2,
             quota: None,
+            etcd: None,
             s3: None,
+            prefix: "objects".to_owned(),
             etcd_by_proxies: false,
             coordinators_by_proxies: false,
             coordinator_arguments: Vec::new(),
@@ -107,11 +111,27 @@ impl Builder {
         self
     }
 
+    /// On an etcd that is there already.
+    #[must_use]
+    pub fn on_etcd(mut self, etcd: Etcd) -> Self {
+        self.members = etcd.members();
+        self.etcd = Some(etcd);
+        self
+    }
+
     /// Artifacts are in a bucket, which everybody reaches at that `host:port`: the server's own, or
     /// a proxy's. The server must outlive the cluster.
     #[must_use]
     pub fn on_s3(mut self, server: &S3Server, address: &str) -> Self {
         self.s3 = Some((server.environment_by(address), server.bucket()));
+        self
+    }
+
+    /// Artifacts are below this prefix of the bucket and not below `objects`. Then [`Cluster::check`]
+    /// does not find them.
+    #[must_use]
+    pub fn prefix(mut self, prefix: &str) -> Self {
+        prefix.clone_into(&mut self.prefix);
         self
     }
 
@@ -180,15 +200,18 @@ impl Builder {
     #[must_use]
     pub fn prepare(self) -> Cluster {
         let root = tempfile::tempdir().unwrap();
-        let etcd = match self.quota {
-            Some(bytes) => Etcd::with_quota(self.members, bytes),
-            None => Etcd::start(self.members),
+        let etcd = match (self.etcd, self.quota) {
+            (Some(etcd), _) => etcd,
+            (None, Some(bytes)) => Etcd::with_quota(self.members, bytes),
+            (None, None) => Etcd::start(self.members),
         };
         let nodes = root.path().join("nodes");
         let (artifacts, mut environment, above_objects) = match self.s3 {
-            Some((environment, bucket)) => {
-                (format!("s3://{}/objects", s3::BUCKET), environment, bucket)
-            }
+            Some((environment, bucket)) => (
+                format!("s3://{}/{}", s3::BUCKET, self.prefix),
+                environment,
+                bucket,
+            ),
             None => {
                 let objects = root.path().join("objects");
                 fs::create_dir(&objects).unwrap();
@@ -336,8 +359,14 @@ impl Cluster {
 
     /// One worker more, which does not run yet. Gives its number.
     pub fn add_worker(&mut self) -> usize {
+        self.add_worker_with(&[])
+    }
+
+    /// The same, with arguments of its own.
+    pub fn add_worker_with(&mut self, more: &[&str]) -> usize {
         let name = format!("w{}", self.workers.len());
-        let arguments = self.worker_arguments(&name, &name);
+        let mut arguments = self.worker_arguments(&name, &name);
+        arguments.extend(more.iter().map(|&a| a.to_owned()));
         let nodes = self.root.path().join("nodes");
         let node = Node::new(&nodes, &name, arguments);
         self.workers.push(node.with_environment(&self.environment));
