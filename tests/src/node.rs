@@ -17,6 +17,7 @@ pub struct Node {
     name: String,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
+    program: PathBuf,
     /// A command that becomes the program in the end; empty without one.
     before: Vec<String>,
     dir: PathBuf,
@@ -35,6 +36,7 @@ impl Node {
             name: name.to_owned(),
             arguments,
             environment: Vec::new(),
+            program: binary(),
             before: Vec::new(),
             dir,
             process: None,
@@ -47,6 +49,11 @@ impl Node {
     pub fn with_environment(mut self, more: &[(String, String)]) -> Self {
         self.environment.extend(more.iter().cloned());
         self
+    }
+
+    /// The next starts are of another build.
+    pub fn set_program(&mut self, program: &Path) {
+        program.clone_into(&mut self.program);
     }
 
     /// With a disk of its own of that size at `dir`, in a mount namespace of its own. Needs the right
@@ -88,10 +95,10 @@ impl Node {
         let length = |file: &File| usize::try_from(file.metadata().unwrap().len()).unwrap();
         self.begins = (length(&stdout), length(&stderr));
         let mut command = match self.before.split_first() {
-            None => processes::ends_with_the_test(binary()),
+            None => processes::ends_with_the_test(&self.program),
             Some((program, arguments)) => {
                 let mut command = processes::ends_with_the_test(program);
-                command.args(arguments).arg(binary());
+                command.args(arguments).arg(&self.program);
                 command
             }
         };
