@@ -136,7 +136,24 @@ impl Etcd {
         self.root.path().join(format!("m{index}"))
     }
 
+    /// Makes a cluster of its own out of one member that is left, with what it has stored: what an
+    /// operator does when the others are lost for ever.
+    ///
+    /// # Panics
+    /// If the cluster does not serve then.
+    pub fn go_on_alone(&mut self, index: usize) {
+        for other in 0..self.members.len() {
+            self.kill(other);
+        }
+        self.run_with(index, &["--force-new-cluster"]);
+        self.wait_until_it_answers();
+    }
+
     fn run(&mut self, index: usize) {
+        self.run_with(index, &[]);
+    }
+
+    fn run_with(&mut self, index: usize, more: &[&str]) {
         let initial = self.initial_cluster();
         let (client, peer) = (self.url(index), self.peer_url(index));
         let log = File::options()
@@ -162,7 +179,8 @@ impl Etcd {
             .args(["--initial-cluster-state", "new"])
             .args(["--heartbeat-interval", "50", "--election-timeout", "500"])
             .args(["--logger", "zap", "--log-level", "warn"])
-            .args(["--log-outputs", "stderr"]);
+            .args(["--log-outputs", "stderr"])
+            .args(more);
         if let Some(bytes) = self.quota {
             command.args(["--quota-backend-bytes", &bytes.to_string()]);
         }
@@ -342,6 +360,16 @@ impl Etcd {
             .map(drop)
     }
 
+    /// Deletes every key with a prefix.
+    ///
+    /// # Panics
+    /// If etcd refuses that.
+    pub fn delete(&self, prefix: &str) {
+        let options = DeleteOptions::new().with_prefix();
+        self.block_on(async |mut client| client.delete(prefix, Some(options)).await)
+            .unwrap();
+    }
+
     /// How many leases there are, of anybody.
     #[must_use]
     pub fn leases(&self) -> Option<usize> {
@@ -372,9 +400,7 @@ impl Etcd {
     /// # Panics
     /// If etcd refuses that.
     pub fn make_room(&self, last_look: impl FnOnce(i64)) {
-        let options = DeleteOptions::new().with_prefix();
-        self.block_on(async |mut client| client.delete("-junk/", Some(options)).await)
-            .unwrap();
+        self.delete("-junk/");
         self.compact(last_look);
         for index in 0..self.members.len() {
             self.block_on_one(index, async |mut client| client.defragment().await)

@@ -11,6 +11,7 @@ use emberline_tests::{
     client::state_of,
     cluster::{Builder, Cluster},
     node::Node,
+    outside, processes,
     s3::files_below,
     seconds, wait_for,
 };
@@ -235,4 +236,67 @@ fn a_bucket_under_another_name_is_another_cluster_until_somebody_says_so() {
     assert_eq!(out.code, Some(0), "{out}");
     let logs = fleet.call(&["runs", "logs", &kept, "--task", "c0-0"]);
     assert!(logs.stdout.contains("line 1 of"), "{logs}");
+}
+
+#[test]
+fn an_etcd_of_which_one_member_is_left_goes_on_alone() {
+    let mut cluster = Builder::new().members(3).impatient().start();
+    let run = cluster.gated_run();
+    for member in [0, 2] {
+        cluster.etcd.kill(member);
+    }
+    let refused = wait_for("clients are told why", seconds(30), || {
+        let leads = |server: &String| {
+            let asked = cluster.client.ask(server, async |mut client| {
+                client.submit_run(cluster.request("pipeline: p\n")).await
+            });
+            asked.err().filter(|e| e.message().contains("read-only"))
+        };
+        cluster.servers().iter().find_map(leads)
+    });
+    assert!(refused.message().contains("etcd"), "{refused}");
+    cluster.etcd.go_on_alone(1);
+    // Coordinators that name all three find the one that is left.
+    cluster.wait_for_leader();
+    let chains = cluster.journal.chains(1, 2);
+    let other = cluster.submit(&chains);
+    cluster.succeeds(&other);
+    cluster.journal.open("g");
+    cluster.ends_without_a_restart(&run);
+}
+
+#[test]
+fn a_live_run_whose_pipeline_is_lost_is_named_and_can_be_given_up() {
+    let mut cluster = Builder::new().coordinators(1).impatient().start();
+    let chains = cluster.journal.chains(1, 2);
+    let ended = cluster.submit(&chains);
+    cluster.succeeds(&ended);
+    let lost = cluster.gated_run();
+    let key = format!("emberline/state/runs/{lost}");
+    let record: Value = serde_json::from_slice(cluster.etcd.get(&key).unwrap().value()).unwrap();
+    let spec = record["spec"].as_str().unwrap();
+    cluster.coordinators[0].kill();
+    fs::remove_file(outside::object(&cluster.artifacts(), spec)).unwrap();
+    cluster.coordinators[0].start();
+    let why = refusal(&mut cluster.coordinators[0]);
+    let expected = format!("the pipeline {spec} of run `{lost}` is missing in the object store");
+    assert!(why.contains(&expected), "{why}");
+
+    cluster.etcd.delete(&key);
+    cluster
+        .etcd
+        .delete(&format!("emberline/state/tasks/{lost}/"));
+    cluster.coordinators[0].start();
+    cluster.wait_until_it_serves();
+    cluster.succeeds(&ended);
+    let chains = cluster.journal.chains(1, 2);
+    let next = cluster.submit(&chains);
+    cluster.succeeds(&next);
+    assert!(cluster.client.run(&lost, seconds(5)).is_err());
+    // Its command was ended with it.
+    wait_for("nothing of it runs", seconds(20), || {
+        processes::of_attempts_below(cluster.root())
+            .is_empty()
+            .then_some(())
+    });
 }
