@@ -300,3 +300,56 @@ fn a_live_run_whose_pipeline_is_lost_is_named_and_can_be_given_up() {
             .then_some(())
     });
 }
+
+#[test]
+fn models_in_service_outlive_their_bucket_and_a_copy_makes_it_good_again() {
+    let mut cluster = Builder::new()
+        .coordinators(1)
+        .workers(1)
+        .impatient()
+        .worker_arguments(&["--serve", "127.0.0.1:0"])
+        .start();
+    let fleet = Fleet::new().on(cluster.servers());
+    let first = fleet.deliver("good", 1, "");
+    fleet.wait_for_outcome(&first, "live", seconds(20));
+    let objects = cluster.artifacts().join("objects");
+    let backup = cluster.artifacts().join("backup");
+    fs::rename(&objects, &backup).unwrap();
+    fs::create_dir(&objects).unwrap();
+
+    let traffic = Traffic::start(&fleet.addresses()[0], "pumps", 1);
+    wait_for("it answers", seconds(20), || {
+        (traffic.answered_by(1) > 20).then_some(())
+    });
+    assert_eq!(traffic.stop().failures, Vec::<String>::new());
+    // So does a worker that is started now, from its cache.
+    cluster.workers[0].kill();
+    cluster.workers[0].start();
+    let line = cluster.workers[0].wait_for_line(" serves models of ");
+    let address = line.rsplit_once("http://").unwrap().1.to_owned();
+    wait_for("the leader knows of it", seconds(30), || {
+        fleet.addresses().contains(&address).then_some(())
+    });
+    let traffic = Traffic::start(&address, "pumps", 1);
+    wait_for("it answers again", seconds(20), || {
+        (traffic.answered_by(1) > 20).then_some(())
+    });
+    assert_eq!(traffic.stop().failures, Vec::<String>::new());
+    let run = &fleet.runs()[0];
+    let shown = fleet.call(&["runs", "show", run]);
+    assert!(shown.stderr.contains("is not in the store"), "{shown}");
+
+    for file in files_below(&backup) {
+        let target = objects.join(file.strip_prefix(&backup).unwrap());
+        fs::create_dir_all(target.parent().unwrap()).unwrap();
+        fs::rename(&file, &target).unwrap();
+    }
+    let shown = fleet.json(&["runs", "show", run]);
+    assert_eq!(shown["state"], "succeeded", "{shown:#}");
+    let second = fleet.deliver("good", 2, "");
+    fleet.wait_for_outcome(&second, "live", seconds(20));
+    for run in fleet.runs() {
+        cluster.acknowledged(&run);
+    }
+    cluster.check();
+}
