@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::{
+    fs,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -27,26 +28,31 @@ fn git(arguments: &[&str]) -> Option<String> {
     output_of(command.arg("-C").arg(repository()).args(arguments))
 }
 
-/// Builds the program of a tag, or finds it built.
+/// Builds the program of a tag, or finds it built. It stays beside the program under test.
 fn built(tag: &str) -> PathBuf {
-    let target = binary().parent().unwrap().join("previous").join(tag);
-    let program = target.join("debug/emberline");
-    if !program.is_file() {
-        let source = tempfile::tempdir().unwrap();
-        let archive = source.path().join("source.tar");
+    let place = binary().parent().unwrap().join("previous").join(tag);
+    let (source, target) = (place.join("source"), place.join("target"));
+    if !source.is_dir() {
+        fs::create_dir_all(&place).unwrap();
+        let fresh = tempfile::tempdir_in(&place).unwrap();
+        let archive = fresh.path().join("source.tar");
         let to = archive.display().to_string();
-        git(&["archive", "--output", &to, tag]).expect("the tag's source");
+        git(&["archive", "--prefix", "source/", "--output", &to, tag]).expect("the tag's source");
         let mut unpack = Command::new("tar");
-        unpack.arg("-xf").arg(&archive).current_dir(source.path());
+        unpack.arg("-xf").arg(&archive).current_dir(fresh.path());
         output_of(&mut unpack).expect("the tag's source, unpacked");
-        let mut build = Command::new(env!("CARGO"));
-        build
-            .args(["build", "--locked", "-p", "emberline-cli", "--target-dir"])
-            .arg(&target)
-            .current_dir(source.path());
-        output_of(&mut build).unwrap_or_else(|| panic!("{tag} cannot be built"));
+        // Another test may have been faster.
+        let _ = fs::rename(fresh.path().join("source"), &source);
     }
-    program
+    // Of two that build at once one waits for the other, and finds all done.
+    let mut build = Command::new(env!("CARGO"));
+    build
+        .args(["build", "--locked", "-p", "emberline-cli", "--target-dir"])
+        .arg(&target)
+        .current_dir(&source);
+    output_of(&mut build)
+        .unwrap_or_else(|| panic!("{tag} cannot be built in {}", source.display()));
+    target.join("debug/emberline")
 }
 
 /// The program of the release before this one.
