@@ -11,7 +11,9 @@ use emberline_tests::{
     client::state_of,
     cluster::{Builder, Cluster},
     node::Node,
-    outside, processes,
+    outside,
+    pipelines::LINES,
+    processes,
     s3::files_below,
     seconds, wait_for,
 };
@@ -115,6 +117,44 @@ fn a_cluster_that_is_lost_goes_on_from_its_backup() {
     }
     copy.every_object_hashes_to_its_name("objects");
     cluster.check();
+}
+
+#[test]
+fn a_run_that_went_on_after_the_snapshot_goes_another_way_to_its_end() {
+    let (bucket, copy) = (S3Server::start(), S3Server::start());
+    let mut lost = on(&bucket).workers(1).start();
+    let run = lost.gated_run();
+    let snapshot = lost.root().join("etcd.snapshot");
+    lost.etcd.snapshot(&snapshot);
+    // Its second attempt, which the snapshot does not know, logs in several pieces and ends.
+    lost.workers[0].kill();
+    lost.workers[0].start();
+    lost.wait_for_begin(&run, "wait", 2);
+    let log = bucket.bucket().join(format!("objects/logs/{run}/wait/2"));
+    wait_for("its first half is logged", seconds(20), || {
+        (!files_below(&log).is_empty()).then_some(())
+    });
+    lost.journal.open("g");
+    lost.succeeds(&run);
+    copy_bucket(&bucket, &copy);
+    destroy(&mut lost);
+
+    let mut cluster = on(&copy)
+        .workers(1)
+        .on_etcd(Etcd::restored(&snapshot, 1))
+        .start();
+    // Again a second attempt. In the bucket lies what the first one of that number has logged: where the
+    // new one has ended, nobody reads on.
+    let ended = cluster.succeeds(&run);
+    let wait = ended.tasks.iter().find(|t| t.task == "wait").unwrap();
+    assert_eq!(wait.attempt, 2);
+    let fleet = Fleet::new().on(cluster.servers());
+    let logs = fleet.call(&["runs", "logs", &run, "--task", "wait", "--attempt", "2"]);
+    let last = logs.stdout.lines().filter(|line| line.contains("line "));
+    assert_eq!(last.count(), LINES, "{logs}");
+    copy.every_object_hashes_to_its_name("objects");
+    let violations = cluster.read_history().violations();
+    assert!(violations.is_empty(), "{violations:#?}");
 }
 
 /// The runs that the cluster knows beside these: the first delivery.
