@@ -71,6 +71,7 @@ step "format" cargo fmt --all --check
 step "licences and dependencies" deny
 step "lints" cargo clippy --locked --workspace --all-targets --quiet -- -D warnings
 step "tests" tests
+step "chart" tests/helm/check.sh "$target/debug/emberline"
 step "documents" env "PATH=$EMBERLINE_TOOLS/python/bin:$PATH" docs/check.sh "$target/debug/emberline"
 
 printf '\nall passed\n'
