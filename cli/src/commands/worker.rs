@@ -248,6 +248,7 @@ fn serve(config: &WorkerConfig, arguments: &WorkerArguments) -> Result<Option<Se
     Ok(Some(ServeConfig {
         advertise: arguments.serve_advertise.clone(),
         dialer: config.dialer.clone(),
+        asks_for_tokens: config.token.is_some(),
         telemetry: config.telemetry.clone(),
         ..ServeConfig::new(listen, environment, config.name.clone())
     }))

@@ -12,7 +12,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{DeploymentId, Digest, EnvironmentName, ModelName};
+use crate::{
+    access::TokenHash,
+    ids::{DeploymentId, Digest, EnvironmentName, ModelName, TokenName},
+    time::Timestamp,
+};
 
 pub use split::{SHARES, share_of};
 pub use stats::{
@@ -44,6 +48,19 @@ pub struct ServingPlan {
     pub models: Vec<ServedModel>,
     /// Say what was counted at least this often.
     pub report_every: Duration,
+    /// Who may ask. `None`: everybody.
+    pub access: Option<Vec<AllowedToken>>,
+}
+
+/// A token that may ask, by what is known of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AllowedToken {
+    /// Its name.
+    pub name: TokenName,
+    /// What is known of it.
+    pub hash: TokenHash,
+    /// Until when it is valid.
+    pub expires_at: Option<Timestamp>,
 }
 
 /// A model that is to be served.

@@ -6,12 +6,15 @@ use emberline_proto::v1 as pb;
 
 use super::{WireError, id, required};
 use crate::serving::{
-    DriftedColumn, LATENCY_BOUNDS_MICROS, LatencyHistogram, MAX_DRIFTED_COLUMNS,
+    AllowedToken, DriftedColumn, LATENCY_BOUNDS_MICROS, LatencyHistogram, MAX_DRIFTED_COLUMNS,
     MAX_QUALITY_CLASSES, MAX_SERVED_MODELS, MAX_SERVED_VERSIONS, PREDICTION_BINS, Quality, SHARES,
     ServedModel, ServedVersion, ServingLimits, ServingOffer, ServingPlan, ServingStatus, Traffic,
     VersionState, VersionStats, VersionStatus,
 };
+use crate::time::Timestamp;
 
+/// The most tokens that may ask.
+const MAX_ALLOWED_TOKENS: usize = 20_000;
 /// The longest line about what went wrong, in bytes.
 const MAX_WHY_BYTES: usize = 512;
 /// The longest address.
@@ -92,6 +95,9 @@ impl From<&ServingPlan> for pb::ServingPlan {
             revision: plan.revision,
             models: plan.models.iter().map(Into::into).collect(),
             report_every_ms: u32::try_from(plan.report_every.as_millis()).unwrap_or(u32::MAX),
+            access: plan.access.as_ref().map(|tokens| pb::ServingAccess {
+                tokens: tokens.iter().map(Into::into).collect(),
+            }),
         }
     }
 }
@@ -130,8 +136,33 @@ impl TryFrom<pb::ServingPlan> for ServingPlan {
                 .collect::<Result<_, WireError>>()
                 .map_err(|e| e.within("models"))?,
             report_every: Duration::from_millis(message.report_every_ms.max(20).into()),
+            access: message.access.map(allowed).transpose()?,
         })
     }
+}
+
+impl From<&AllowedToken> for pb::AllowedToken {
+    fn from(token: &AllowedToken) -> Self {
+        Self {
+            name: token.name.to_string(),
+            hash: token.hash.to_string(),
+            expires_at_micros: token.expires_at.map_or(0, |at| at.0),
+        }
+    }
+}
+
+fn allowed(message: pb::ServingAccess) -> Result<Vec<AllowedToken>, WireError> {
+    at_most("access.tokens", &message.tokens, MAX_ALLOWED_TOKENS)?;
+    let tokens = message.tokens.into_iter().map(|token| {
+        let hash =
+            (token.hash.parse()).map_err(|why: &str| WireError::new("access.tokens.hash", why))?;
+        Ok(AllowedToken {
+            name: id("access.tokens.name", &token.name)?,
+            hash,
+            expires_at: (token.expires_at_micros > 0).then_some(Timestamp(token.expires_at_micros)),
+        })
+    });
+    tokens.collect()
 }
 
 impl TryFrom<pb::ServedModel> for ServedModel {
@@ -339,6 +370,11 @@ mod tests {
                 }],
             }],
             report_every: Duration::from_millis(250),
+            access: Some(vec![AllowedToken {
+                name: "eyes".parse().unwrap(),
+                hash: format!("sha256:{}", "ab".repeat(32)).parse().unwrap(),
+                expires_at: Some(Timestamp(9)),
+            }]),
         };
         let sent = pb::ServingPlan::from(&plan);
         assert_eq!(ServingPlan::try_from(sent).unwrap(), plan);

@@ -406,6 +406,8 @@ impl Engine {
                 revision: worker.told.as_ref().map_or(0, |told| told.revision),
                 models: plans.remove(name).unwrap_or_default(),
                 report_every,
+                // The services say it: they know the coordinators' file, too.
+                access: None,
             };
             if worker.told.as_ref() == Some(&plan) {
                 continue;

@@ -6,12 +6,12 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use emberline_common::{
-    access::{Token, TokenKind},
+    access::{Role, StaticToken, Token, TokenKind},
     delivery::Deployment,
     ids::{AttemptId, TokenName, WorkerName},
     labels,
     run_view::RunView,
-    serving::{ServingOffer, ServingStatus},
+    serving::{AllowedToken, ServingOffer, ServingPlan, ServingStatus},
     telemetry::Telemetry,
     trace::RunTrace,
     wire,
@@ -96,6 +96,9 @@ impl WorkerService for Workers {
             heartbeat: None,
             beats: 0,
             finished: false,
+            plan: None,
+            access: context.access.clone(),
+            in_file: context.gate.in_file().await,
             context,
             _ended: ended.drop_guard(),
         };
@@ -353,6 +356,27 @@ impl Reader {
     }
 }
 
+/// The tokens that may ask what is served: those that may look at things.
+fn allowed(in_file: &[StaticToken], table: &AccessTable) -> Vec<AllowedToken> {
+    let of_file = in_file
+        .iter()
+        .map(|token| (token.role, token.name.clone(), token.hash, None));
+    let made = table.tokens.iter();
+    let made =
+        made.map(|(name, record)| (record.role, name.clone(), record.hash, record.expires_at));
+    // One of the file goes before one of its name.
+    let hidden = |name: &TokenName| in_file.iter().any(|token| token.name == *name);
+    of_file
+        .chain(made.filter(|(_, name, ..)| !hidden(name)))
+        .filter(|(role, ..)| role.allows(Role::Viewer))
+        .map(|(_, name, hash, expires_at)| AllowedToken {
+            name,
+            hash,
+            expires_at,
+        })
+        .collect()
+}
+
 /// Resolves at that time; never, if there is none.
 async fn due(at: Option<Instant>) {
     match at {
@@ -447,6 +471,10 @@ struct Speaker {
     heartbeat: Option<Interval>,
     beats: u64,
     finished: bool,
+    /// What the worker is to serve.
+    plan: Option<ServingPlan>,
+    access: watch::Receiver<Arc<AccessTable>>,
+    in_file: Arc<Vec<StaticToken>>,
     context: Arc<Context>,
     /// Tells the reader that nobody listens any more.
     _ended: DropGuard,
@@ -505,6 +533,7 @@ impl Speaker {
                 Next::Beat => {
                     self.beats += 1;
                     let sequence = self.beats;
+                    self.look_at_tokens().await;
                     return Some(Ok(message(FromLeader::Heartbeat(Heartbeat { sequence }))));
                 }
                 Next::Outgoing(Some(outgoing)) => {
@@ -637,7 +666,8 @@ impl Speaker {
             self.queue(FromLeader::Stop(Stop { attempts }));
         }
         if let Some(plan) = serving {
-            self.queue(FromLeader::Serving((&plan).into()));
+            self.plan = Some(plan);
+            self.tell_plan();
         }
         if drain {
             self.queue(FromLeader::Drain(Drain {}));
@@ -645,6 +675,30 @@ impl Speaker {
         match close {
             Some(why) => Err(status::session_closed(why)),
             None => Ok(()),
+        }
+    }
+
+    /// What is to be served, and who may ask.
+    fn tell_plan(&mut self) {
+        let Some(mut plan) = self.plan.clone() else {
+            return;
+        };
+        if self.context.gate.is_closed() {
+            plan.access = Some(allowed(&self.in_file, &self.access.borrow_and_update()));
+        }
+        self.queue(FromLeader::Serving((&plan).into()));
+    }
+
+    /// Tokens have changed: those of the state, or those of the file.
+    async fn look_at_tokens(&mut self) {
+        if self.plan.is_none() || !self.context.gate.is_closed() {
+            return;
+        }
+        let in_file = self.context.gate.in_file().await;
+        let is_new = !Arc::ptr_eq(&in_file, &self.in_file);
+        self.in_file = in_file;
+        if is_new || self.access.has_changed().unwrap_or(false) {
+            self.tell_plan();
         }
     }
 

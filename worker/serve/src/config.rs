@@ -21,6 +21,8 @@ pub struct ServeConfig {
     pub worker: WorkerName,
     /// Its certificates: with them its port speaks TLS, and so do the other replicas.
     pub dialer: Dialer,
+    /// Whether nobody may ask before a leader has said who may.
+    pub asks_for_tokens: bool,
     /// Where metrics and spans go.
     pub telemetry: Telemetry,
     /// How much anybody may take of it.
@@ -37,6 +39,7 @@ impl ServeConfig {
             environment,
             worker,
             dialer: Dialer::default(),
+            asks_for_tokens: false,
             telemetry: Telemetry::default(),
             limits: ServerLimits::default(),
         }

@@ -26,10 +26,11 @@ use emberline_train::{fit::most_probable, model::Predictions};
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use crate::{
+    access,
     error::{InferError, cut},
     feedback::Truth,
     infer::{self, Answer},
-    relay::Label,
+    relay::{By, Label},
     rest::{PLATFORM, SERVER},
     schema::Output,
     server::Inner,
@@ -363,11 +364,17 @@ impl FeedbackService for Feedback {
         &self,
         request: Request<SubmitFeedbackRequest>,
     ) -> Result<Response<SubmitFeedbackResponse>, Status> {
+        let shown = access::shown(request.metadata().as_ref()).cloned();
         let SubmitFeedbackRequest {
             model,
             labels,
             relayed,
         } = request.into_inner();
+        let told = if relayed {
+            By::Replica
+        } else {
+            By::Client(shown)
+        };
         let labels = labels.into_iter().enumerate().map(|(at, label)| {
             let truth = match label.truth {
                 Some(feedback_label::Truth::Class(class)) => Truth::Class(class),
@@ -386,7 +393,7 @@ impl FeedbackService for Feedback {
             })
         });
         let labels = labels.collect::<Result<Vec<_>, _>>()?;
-        let outcomes = self.0.take_labels(&model, labels, relayed).await?;
+        let outcomes = self.0.take_labels(&model, labels, told).await?;
         let outcomes = outcomes.into_iter().map(FeedbackOutcome::from);
         Ok(Response::new(SubmitFeedbackResponse {
             outcomes: outcomes.collect(),

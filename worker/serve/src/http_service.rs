@@ -2,7 +2,10 @@
 
 use std::{convert::Infallible, sync::Arc};
 
-use emberline_common::telemetry::{METRICS_PATH, metrics_page};
+use emberline_common::{
+    telemetry::{METRICS_PATH, metrics_page},
+    time::Timestamp,
+};
 use emberline_proto::{
     inference::grpc_inference_service_server::{self, GrpcInferenceServiceServer},
     v1::feedback_service_server::{self, FeedbackServiceServer},
@@ -10,11 +13,12 @@ use emberline_proto::{
 use futures::{FutureExt as _, future::BoxFuture};
 use http::{Request, Response};
 use hyper::body::Incoming;
-use tonic::{body::Body, service::Routes};
+use tonic::{Status, body::Body, service::Routes};
 use tonic_health::ServingStatus;
 use tower_service::Service;
 
 use crate::{
+    access,
     body::Metered,
     codec,
     grpc::{Feedback, Inference},
@@ -97,6 +101,31 @@ impl HttpService {
     }
 }
 
+impl HttpService {
+    /// The answer to who may not ask.
+    fn refused<B>(&self, service: Option<&str>, request: &Request<B>) -> Option<Response<Body>> {
+        let is_rest = service == Some("v2");
+        let asks = is_rest
+            || matches!(
+                service,
+                Some(
+                    grpc_inference_service_server::SERVICE_NAME
+                        | feedback_service_server::SERVICE_NAME
+                )
+            );
+        let admission = self.inner.admission.load();
+        let is_free = !asks || access::is_public(request.uri().path());
+        if is_free || admission.allows(request.headers(), Timestamp::now()) {
+            return None;
+        }
+        Some(if is_rest {
+            rest::unauthenticated()
+        } else {
+            Status::unauthenticated(access::NEEDED).into_http()
+        })
+    }
+}
+
 impl hyper::service::Service<Request<Incoming>> for HttpService {
     type Response = Response<Body>;
     type Error = Infallible;
@@ -109,6 +138,9 @@ impl hyper::service::Service<Request<Incoming>> for HttpService {
         let service = path
             .strip_prefix('/')
             .and_then(|path| path.split('/').next());
+        if let Some(refused) = self.refused(service, &request) {
+            return std::future::ready(Ok(refused)).boxed();
+        }
         match service {
             Some(_) if path == codec::MODEL_INFER => {
                 let inner = Arc::clone(&self.inner);

@@ -10,6 +10,7 @@
 //! Nothing that a client sends makes it panic, take more than a bounded amount of memory, or wait
 //! without an end.
 
+mod access;
 mod body;
 mod codec;
 mod columns;

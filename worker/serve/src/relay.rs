@@ -13,9 +13,10 @@ use emberline_proto::v1::{
     feedback_service_client::FeedbackServiceClient,
 };
 use futures::future::join_all;
+use http::{HeaderValue, header};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
-use tonic::transport::Channel;
+use tonic::{Request, transport::Channel};
 
 use crate::{
     error::InferError,
@@ -37,6 +38,15 @@ pub(crate) struct Label {
     pub request_id: String,
     pub row: u32,
     pub truth: Truth,
+}
+
+/// Who tells labels.
+#[derive(Debug, Clone)]
+pub(crate) enum By {
+    /// A client, which has shown this.
+    Client(Option<HeaderValue>),
+    /// Another replica, on behalf of one.
+    Replica,
 }
 
 /// What became of one label.
@@ -118,11 +128,22 @@ impl Relay {
     }
 
     /// What a replica says of these labels; nothing if it does not answer in time.
-    async fn ask(&self, peer: &str, request: SubmitFeedbackRequest) -> Vec<FeedbackOutcome> {
+    /// It shows what the client has shown.
+    async fn ask(
+        &self,
+        peer: &str,
+        request: SubmitFeedbackRequest,
+        shown: Option<HeaderValue>,
+    ) -> Vec<FeedbackOutcome> {
         let Some(channel) = self.channel(peer) else {
             return Vec::new();
         };
         let mut client = FeedbackServiceClient::new(channel);
+        let mut request = Request::new(request);
+        if let Some(shown) = shown {
+            let headers = request.metadata_mut().as_mut();
+            headers.insert(header::AUTHORIZATION, shown);
+        }
         let asked = tokio::time::timeout(RELAY_WITHIN, client.submit_feedback(request));
         match asked.await {
             Ok(Ok(answer)) => answer.into_inner().outcomes,
@@ -141,7 +162,7 @@ impl Inner {
         self: &Arc<Self>,
         model: &str,
         labels: Vec<Label>,
-        relayed: bool,
+        by: By,
     ) -> Result<Vec<Outcome>, InferError> {
         if labels.len() > MAX_LABELS {
             let why = format!(
@@ -169,9 +190,10 @@ impl Inner {
             .filter(|(_, outcome)| is_unknown(outcome))
             .map(|(at, _)| at)
             .collect();
-        if unknown.is_empty() || relayed || route.peers.is_empty() {
-            return Ok(outcomes);
-        }
+        let shown = match by {
+            By::Client(shown) if !unknown.is_empty() && !route.peers.is_empty() => shown,
+            _ => return Ok(outcomes),
+        };
         // Where all replicas are busy with asking each other, one more call would not help.
         let Ok(_asking) = self.relay.room.try_acquire() else {
             return Ok(outcomes);
@@ -184,7 +206,7 @@ impl Inner {
         let asked = route
             .peers
             .iter()
-            .map(|peer| self.relay.ask(peer, request.clone()));
+            .map(|peer| self.relay.ask(peer, request.clone(), shown.clone()));
         for answer in join_all(asked).await {
             for (at, theirs) in unknown.iter().zip(answer) {
                 let known = theirs.result() != FeedbackResult::Unknown

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tonic::{Code, Status, body::Body};
 
 use crate::{
+    access,
     body::Metered,
     error::{InferError, RETRY_AFTER, cut},
     feedback::Truth,
@@ -21,7 +22,7 @@ use crate::{
         AnswerBody, AnswerData, AnswerOutput, AnswerParameters, FeedbackBody, InferBody, InputBody,
         LabelValue, Parameters,
     },
-    relay::Label,
+    relay::{By, Label},
     schema::Output,
     server::Inner,
     tensor::{Contents, Tensor},
@@ -66,6 +67,19 @@ impl From<InferError> for Refusal {
 }
 
 /// There is nothing at that path.
+/// Who may not ask.
+pub(crate) fn unauthenticated() -> Response<Body> {
+    let mut answer = page(
+        StatusCode::UNAUTHORIZED,
+        &json!({ "error": access::NEEDED }),
+    );
+    let scheme = HeaderValue::from_static("Bearer");
+    answer
+        .headers_mut()
+        .insert(header::WWW_AUTHENTICATE, scheme);
+    answer
+}
+
 pub(crate) fn no_such_page(path: &str) -> Response<Body> {
     let why = format!("there is no page `{}`; models answer below /v2", cut(path));
     *refusal(StatusCode::NOT_FOUND, &why)
@@ -454,7 +468,8 @@ async fn feedback(
             LabelValue::Number(number) => Truth::Value(number),
         },
     });
-    let outcomes = inner.take_labels(model, labels.collect(), false).await?;
+    let told = By::Client(access::shown(&head.headers).cloned());
+    let outcomes = inner.take_labels(model, labels.collect(), told).await?;
     let results = outcomes.into_iter().map(|outcome| outcome.to_json());
     Ok(page(
         StatusCode::OK,

@@ -22,6 +22,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    access::Admission,
     body::Budget,
     config::ServeConfig,
     connections,
@@ -66,6 +67,7 @@ pub(crate) struct Inner {
     pub instruments: Arc<Instruments>,
     pub pool: Pool,
     pub routes: ArcSwap<Routes>,
+    pub admission: ArcSwap<Admission>,
     pub loading: Semaphore,
     /// Large copies for shadows that are made at once.
     pub copying: Arc<Semaphore>,
@@ -211,6 +213,11 @@ impl InferenceServer {
             instruments: Arc::new(Instruments::new(&config.telemetry)),
             pool,
             routes: ArcSwap::default(),
+            admission: ArcSwap::from_pointee(if config.asks_for_tokens {
+                Admission::Unknown
+            } else {
+                Admission::Open
+            }),
             loading: Semaphore::new(LOADING),
             copying: Arc::new(Semaphore::new(1)),
             budget: Budget::new(config.limits.max_receiving_bytes),
@@ -273,8 +280,10 @@ impl Serving for InferenceServer {
         }
     }
 
-    fn apply(&self, plan: ServingPlan, artifacts: ServingArtifacts) {
+    fn apply(&self, mut plan: ServingPlan, artifacts: ServingArtifacts) {
         let inner = &self.inner;
+        let admission = Admission::of(plan.access.take());
+        inner.admission.store(Arc::new(admission));
         inner.log.keep_in(artifacts.clone());
         let mut loads = Vec::new();
         inner.settled(|planned| {

@@ -311,6 +311,7 @@ pub fn plan(revision: u64, models: Vec<ServedModel>) -> ServingPlan {
         revision,
         models,
         report_every: Duration::from_secs(1),
+        access: None,
     }
 }
 
