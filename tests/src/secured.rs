@@ -137,6 +137,12 @@ impl Secured {
     /// A worker that shows that certificate and that token; it does not run yet.
     #[must_use]
     pub fn worker(&self, name: &str, certificate: &str, token: &str) -> Node {
+        self.worker_with(name, certificate, token, &[])
+    }
+
+    /// The same with more arguments.
+    #[must_use]
+    pub fn worker_with(&self, name: &str, certificate: &str, token: &str, more: &[&str]) -> Node {
         let state = self.place.path("nodes").join(name).join("state");
         let token = self.place.path(&format!("{token}.token"));
         let servers = self.servers();
@@ -160,7 +166,8 @@ impl Secured {
             "--metrics-listen",
             &metrics,
         ];
-        let arguments = arguments.map(str::to_owned).to_vec();
+        let arguments = [&arguments[..], more].concat();
+        let arguments = arguments.into_iter().map(str::to_owned).collect();
         let node = Node::new(&self.place.path("nodes"), name, arguments);
         node.with_environment(&identity(&self.place, certificate))
     }
