@@ -4,6 +4,7 @@
 //! nothing lists the store to find state: a digest names its bytes for ever, and whoever holds the
 //! digest can check them. Start with [`ArtifactStore`]; a whole artifact is a [`Manifest`] of files.
 
+mod credentials_file;
 mod error;
 mod explain;
 mod manifest;

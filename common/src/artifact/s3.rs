@@ -11,7 +11,7 @@ use object_store::{
 };
 
 use super::{
-    Patience,
+    Patience, credentials_file,
     patience::{PatientConnector, Traffic},
 };
 
@@ -79,6 +79,18 @@ impl Environment {
         format!("s3.{}.amazonaws.com", region.unwrap_or("us-east-1"))
     }
 
+    /// With the keys of the file that it names, if it has none itself.
+    fn with_credentials_file(&self) -> Result<Self, String> {
+        let mut all = self.clone();
+        if let Some(path) = self.get("AWS_SHARED_CREDENTIALS_FILE")
+            && !CREDENTIALS.iter().any(|name| self.get(name).is_some())
+        {
+            let profile = self.get("AWS_PROFILE").unwrap_or("default");
+            all.0.extend(credentials_file::read(path, profile)?);
+        }
+        Ok(all)
+    }
+
     /// Finds what cannot be meant, before anything is sent.
     fn check(&self) -> Result<(), String> {
         if let Some((name, endpoint)) = ENDPOINTS.iter().find_map(|n| Some((n, self.get(n)?))) {
@@ -92,7 +104,7 @@ impl Environment {
             let is_anonymous = self.get("AWS_SKIP_SIGNATURE").is_some_and(|v| v != "false");
             if !is_anonymous && !CREDENTIALS.iter().any(|name| self.get(name).is_some()) {
                 return Err(format!(
-                    "{name} is set and no credentials are; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for a bucket that is open to all"
+                    "{name} is set and no credentials are; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SHARED_CREDENTIALS_FILE, or AWS_SKIP_SIGNATURE=true for a bucket that is open to all"
                 ));
             }
         }
@@ -123,6 +135,7 @@ pub(super) fn open_bucket(
     conditional: S3ConditionalPut,
 ) -> Result<Bucket, String> {
     crate::tls::install_crypto_provider();
+    let environment = &environment.with_credentials_file()?;
     environment.check()?;
     let mut options = ClientOptions::new()
         .with_allow_http(
