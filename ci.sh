@@ -46,6 +46,7 @@ install() {
       --root "$EMBERLINE_TOOLS" --target-dir "$target/tools"
   fi
   tests/python/setup.sh >/dev/null
+  tests/containers/setup.sh
 }
 
 deny() {

@@ -4,11 +4,22 @@
 set -eu
 umask 077
 
-# own USER DIRECTORY...: the directories are that user's alone.
-own() {
+# data USER DIRECTORY...: the directories are that user's alone. Once: later, somebody is writing in them.
+data() {
   user=$1
   shift
-  mkdir -p "$@"
+  for directory; do
+    if [ "$(stat -c %u "$directory")" != "$user" ]; then
+      chmod 700 "$directory"
+      chown -R "$user:$user" "$directory"
+    fi
+  done
+}
+
+# secrets USER DIRECTORY...: the same for what only this script writes.
+secrets() {
+  user=$1
+  shift
   chmod 700 "$@"
   chown -R "$user:$user" "$@"
 }
@@ -31,7 +42,9 @@ fi
 
 [ -e /volumes/grafana-password/password ] || random 12 >/volumes/grafana-password/password
 
-own 65532 /volumes/etcd-1 /volumes/etcd-2 /volumes/etcd-3 /volumes/s3-data "$key"
-own 65534 /volumes/prometheus
-own 472 /volumes/grafana /volumes/grafana-password
-own 10001 /volumes/jaeger
+secrets 65532 "$key"
+secrets 472 /volumes/grafana-password
+data 65532 /volumes/etcd-1 /volumes/etcd-2 /volumes/etcd-3 /volumes/s3-data
+data 65534 /volumes/prometheus
+data 472 /volumes/grafana
+data 10001 /volumes/jaeger

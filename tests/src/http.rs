@@ -85,7 +85,11 @@ fn read(stream: TcpStream) -> io::Result<(String, BTreeMap<String, String>, Vec<
     Ok((first.trim_end().to_owned(), headers, body))
 }
 
-fn request(address: &str, head: &str, kind: &str, body: &str) -> io::Result<Answer> {
+/// Sends one request, `head` being its method and path, and reads the answer.
+///
+/// # Errors
+/// If there is no answer.
+pub fn request(address: &str, head: &str, kind: &str, body: &str) -> io::Result<Answer> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(seconds(20)))?;
     let length = body.len();

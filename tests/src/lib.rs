@@ -10,6 +10,7 @@
 pub mod cdevents;
 pub mod client;
 pub mod cluster;
+pub mod containers;
 pub mod dev;
 pub mod etcd;
 pub mod fleet;
