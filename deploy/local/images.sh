@@ -49,7 +49,8 @@ for target in emberline worker; do
   name=emberline
   [ "$target" = emberline ] || name=emberline-$target
   DOCKER_BUILDKIT=${DOCKER_BUILDKIT:-1} docker build --quiet -f deploy/Dockerfile --target "$target" \
-    --build-arg BINARY=prebuilt --build-arg DEBIAN=emberline-local/debian:latest \
+    --build-arg PREBUILT=prebuilt --build-arg RUST=emberline-local/debian:latest \
+    --build-arg DEBIAN=emberline-local/debian:latest \
     --build-arg SOURCE_DATE_EPOCH="${SOURCE_DATE_EPOCH:-0}" \
     --build-arg VERSION="${VERSION:-0.1.0}" --build-arg REVISION="${REVISION:-}" --build-arg CREATED="${CREATED:-}" \
     ${BUILD_OPTIONS:-} --tag "$name:local" "$scratch/context" >/dev/null
