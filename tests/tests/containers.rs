@@ -409,25 +409,28 @@ fn an_etcd_member_is_stopped(project: &Project<'_>) {
 /// Each process of the cluster is fetched from by the configuration of `deploy/`.
 fn prometheus_sees_every_process(project: &Project<'_>) {
     let expected = [
-        ("coordinator", 3),
+        ("emberline-coordinator", 3),
+        ("emberline-worker", 2),
         ("etcd", 3),
         ("prometheus", 1),
-        ("worker", 2),
     ];
-    let mut last = String::new();
     let page = "/api/v1/targets?state=active";
+    let mut last = Vec::new();
     wait_for("Prometheus sees every process", seconds(90), || {
-        last = http::get(&project.prometheus, page).expect_ok();
-        let told: Value = serde_json::from_str(&last).unwrap();
+        let told = http::get(&project.prometheus, page).expect_ok();
+        let told: Value = serde_json::from_str(&told).unwrap();
         let targets = told["data"]["activeTargets"].as_array().unwrap();
-        let up = |job: &str| {
-            let of = |t: &&Value| t["labels"]["job"] == job;
-            let of: Vec<_> = targets.iter().filter(of).collect();
-            (of.len(), of.iter().all(|t| t["health"] == "up"))
+        let one = |t: &Value| ["scrapeUrl", "health", "lastError"].map(|key| t[key].to_string());
+        let mut all: Vec<_> = targets.iter().map(one).collect();
+        all.sort();
+        if all != last {
+            println!("{all:?}");
+            last = all;
+        }
+        let are_up = |(job, count): &(&str, usize)| {
+            let of = || targets.iter().filter(|t| t["labels"]["job"] == *job);
+            of().count() == *count && of().all(|t| t["health"] == "up")
         };
-        let all = expected
-            .iter()
-            .all(|(job, count)| up(job) == (*count, true));
-        all.then_some(())
+        expected.iter().all(are_up).then_some(())
     });
 }
