@@ -2,6 +2,8 @@
 //! files: it asks one after the other, and follows what a follower says about the leader.
 
 use std::{
+    fs,
+    path::Path,
     sync::Mutex,
     time::{Duration, Instant},
 };
@@ -12,8 +14,9 @@ use emberline_proto::v1::{
 };
 use tokio::runtime::Runtime;
 use tonic::{
-    Code, Status,
-    transport::{Channel, Endpoint},
+    Code, Request, Status,
+    metadata::AsciiMetadataValue,
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
 };
 use tonic_types::StatusExt as _;
 
@@ -27,6 +30,8 @@ pub struct Client {
     servers: Vec<String>,
     /// Who was the leader the last time, and a connection.
     leader: Mutex<Option<(String, Channel)>>,
+    tls: Option<ClientTlsConfig>,
+    token: Option<AsciiMetadataValue>,
     runtime: Runtime,
 }
 
@@ -51,8 +56,61 @@ impl Client {
         Self {
             servers,
             leader: Mutex::new(None),
+            tls: None,
+            token: None,
             runtime,
         }
+    }
+
+    /// It shows the certificate in this directory, and the token.
+    ///
+    /// # Panics
+    /// If a file is not there.
+    pub fn be(&mut self, dir: &Path) {
+        self.be_without_token(dir);
+        let token = fs::read_to_string(dir.join("token")).unwrap();
+        let token = format!("Bearer {}", token.trim());
+        self.token = Some(token.parse().unwrap());
+    }
+
+    /// It shows the certificate in this directory.
+    ///
+    /// # Panics
+    /// If a file is not there.
+    pub fn be_without_token(&mut self, dir: &Path) {
+        let read = |name: &str| fs::read_to_string(dir.join(name)).unwrap();
+        let tls = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(read("ca.pem")))
+            .identity(tonic::transport::Identity::from_pem(
+                read("cert.pem"),
+                read("key.pem"),
+            ));
+        self.tls = Some(tls);
+    }
+
+    fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        if let Some(token) = &self.token {
+            let metadata = request.metadata_mut();
+            metadata.insert("authorization", token.clone());
+        }
+        request
+    }
+
+    /// As [`Self::connect`], as whom we are.
+    async fn reach(&self, server: &str) -> Result<Channel, Status> {
+        let Some(tls) = &self.tls else {
+            return Self::connect(server).await;
+        };
+        Endpoint::from_shared(format!("https://{server}"))
+            .unwrap()
+            .connect_timeout(Duration::from_secs(1))
+            .timeout(ONE_CALL)
+            .tls_config(tls.clone())
+            .unwrap()
+            .connect()
+            .await
+            .map_err(|e| Status::unavailable(format!("{server}: {e:?}")))
     }
 
     /// Runs something to its end.
@@ -116,7 +174,7 @@ impl Client {
                 };
                 let channel = match known {
                     Some((at, channel)) if at == server => Ok(channel),
-                    _ => Self::connect(&server).await,
+                    _ => self.reach(&server).await,
                 };
                 let error = match channel {
                     Err(e) => e,
@@ -157,7 +215,7 @@ impl Client {
     /// See [`Self::call`].
     pub fn submit(&self, request: &SubmitRunRequest, within: Duration) -> Result<String, Status> {
         let answer = self.call(within, async |mut client| {
-            client.submit_run(request.clone()).await
+            client.submit_run(self.request(request.clone())).await
         });
         Ok(answer?.into_inner().run)
     }
@@ -171,7 +229,7 @@ impl Client {
             run: run.to_owned(),
         };
         let answer = self.call(within, async |mut client| {
-            client.get_run(request.clone()).await
+            client.get_run(self.request(request.clone())).await
         });
         Ok(answer?.into_inner())
     }
@@ -186,7 +244,7 @@ impl Client {
             why: "a test".to_owned(),
         };
         let answer = self.call(within, async |mut client| {
-            client.cancel_run(request.clone()).await
+            client.cancel_run(self.request(request.clone())).await
         });
         answer.map(drop)
     }

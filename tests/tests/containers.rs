@@ -8,19 +8,21 @@
 
 use std::{
     fs,
-    process::Output,
+    process::{Command, Output},
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Instant,
 };
 
 use emberline_tests::{
+    client::Client,
     containers::{Engine, Project},
     http,
     place::repository,
     seconds, wait_for,
 };
 use serde_json::{Value, json};
+use tonic::Code;
 
 const COORDINATORS: [&str; 3] = ["coordinator-1", "coordinator-2", "coordinator-3"];
 const MEMBERS: [&str; 3] = ["etcd-1", "etcd-2", "etcd-3"];
@@ -151,7 +153,7 @@ fn a_container_ends_in_order_and_leaves_no_zombies() {
 #[test]
 fn a_cluster_of_containers_keeps_what_it_acknowledged() {
     let engine = Engine::start();
-    let project = Project::new(&engine);
+    let mut project = Project::new(&engine);
     let begun = Instant::now();
     let step = |name: &str| println!("== {:3} s: {name}", begun.elapsed().as_secs());
 
@@ -159,8 +161,10 @@ fn a_cluster_of_containers_keeps_what_it_acknowledged() {
     project.compose(&["--profile", "*", "config", "--quiet"]);
     step("up, in the order of health");
     project.up(2);
+    project.client.be(&project.secrets());
     each_waited_for_what_it_needs(&project);
     everything_is_hardened(&project);
+    nobody_else_is_answered(&project);
 
     step("an example, from outside");
     an_example_is_trained_and_served(&project);
@@ -285,6 +289,13 @@ fn everything_is_hardened(project: &Project<'_>) {
         // What is secret is in files.
         let environment = container["Config"]["Env"].to_string();
         assert!(!environment.contains("SECRET"), "{name}: {environment}");
+        // Who has neither the authority's key nor etcd's certificates cannot have lost them.
+        let mounts = container["Mounts"].to_string();
+        assert_eq!(mounts.contains("_authority"), is_setup, "{name}");
+        assert!(
+            !name.contains("worker") || !mounts.contains("etcd"),
+            "{name}"
+        );
     }
 }
 
@@ -297,25 +308,30 @@ fn an_example_is_trained_and_served(project: &Project<'_>) {
     the_model_is_served(project);
 }
 
-/// Asked over REST, by the port that is published.
+/// Asked over REST, by the port that is published, with the certificate of the command line; without one
+/// nobody is answered.
 fn the_model_is_served(project: &Project<'_>) {
-    let model = "/v2/models/predictive-maintenance";
-    let ask = |head: &str, body: &str| {
+    let secrets = project.secrets();
+    let model = format!(
+        "https://{}/v2/models/predictive-maintenance",
+        project.serving
+    );
+    let file = |name: &str| secrets.join(name).display().to_string();
+    let ask = |url: &str, body: Option<&str>| {
+        let (ca, cert, key) = (file("ca.pem"), file("cert.pem"), file("key.pem"));
+        let mut python = Command::new("python3");
+        python.args(["-c", ASK, url, body.unwrap_or_default(), &ca, &cert, &key]);
         let mut last = String::new();
-        wait_for(head, seconds(60), || {
-            let answer = http::request(&project.serving, head, "application/json", body);
-            let answer = answer.inspect_err(|e| last = e.to_string()).ok()?;
-            if answer.status != 200 {
-                if answer.body != last {
-                    println!("{head}: {} {}", answer.status, answer.body);
-                    last = answer.body;
-                }
-                return None;
+        wait_for(url, seconds(60), || {
+            let output = python.output().unwrap();
+            if !output.status.success() && text(&output) != last {
+                last = text(&output);
+                println!("{url}: {last}");
             }
-            serde_json::from_str::<Value>(&answer.body).ok()
+            serde_json::from_slice::<Value>(&output.stdout).ok()
         })
     };
-    let told = ask(&format!("GET {model}"), "");
+    let told = ask(&model, None);
     let inputs = told["inputs"].as_array().unwrap().iter();
     let inputs = inputs.map(|input| {
         let value = match input["datatype"].as_str().unwrap() {
@@ -325,9 +341,31 @@ fn the_model_is_served(project: &Project<'_>) {
         json!({"name": input["name"], "datatype": input["datatype"], "shape": [1], "data": [value]})
     });
     let request = json!({"inputs": inputs.collect::<Vec<_>>()}).to_string();
-    let answer = ask(&format!("POST {model}/infer"), &request);
+    let answer = ask(&format!("{model}/infer"), Some(&request));
     let outputs = answer["outputs"].as_array().unwrap();
     assert!(!outputs.is_empty(), "{answer:#}");
+}
+
+/// A client of HTTPS that is not ours.
+const ASK: &str = "
+import ssl, sys, urllib.request
+url, body, ca, cert, key = sys.argv[1:]
+context = ssl.create_default_context(cafile=ca)
+context.load_cert_chain(cert, key)
+request = urllib.request.Request(url, body.encode() or None, {'Content-Type': 'application/json'})
+print(urllib.request.urlopen(request, timeout=20, context=context).read().decode())
+";
+
+/// Without a certificate there is no connection, and without a token no answer.
+fn nobody_else_is_answered(project: &Project<'_>) {
+    let stranger = Client::new(vec![project.coordinators[0].clone()]);
+    let refused = stranger.run("r-1", seconds(1)).unwrap_err();
+    let no_connection = [Code::Unavailable, Code::Internal, Code::Unknown];
+    assert!(no_connection.contains(&refused.code()), "{refused:?}");
+    let mut half = Client::new(project.coordinators.clone());
+    half.be_without_token(&project.secrets());
+    let refused = half.run("r-1", seconds(60)).unwrap_err();
+    assert_eq!(refused.code(), Code::Unauthenticated, "{refused:?}");
 }
 
 /// What runs while the leader dies goes on, and is not started again.
@@ -433,4 +471,8 @@ fn prometheus_sees_every_process(project: &Project<'_>) {
         };
         expected.iter().all(are_up).then_some(())
     });
+    let rules = http::get(&project.prometheus, "/api/v1/rules?type=alert").expect_ok();
+    let rules: Value = serde_json::from_str(&rules).unwrap();
+    let groups = rules["data"]["groups"].as_array().unwrap();
+    assert!(!groups.is_empty(), "the alerts are not there: {rules:#}");
 }

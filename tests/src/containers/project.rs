@@ -51,6 +51,8 @@ pub struct Project<'a> {
     pub client: Client,
     /// What its tasks have written down.
     pub journal: Journal,
+    /// Where its coordinators are.
+    pub coordinators: Vec<String>,
     /// Where it serves models.
     pub serving: String,
     /// Where Prometheus answers.
@@ -89,6 +91,7 @@ impl<'a> Project<'a> {
         let project = Self {
             engine,
             client: Client::new((0..3).map(address).collect()),
+            coordinators: (0..3).map(address).collect(),
             journal: Journal::new(&journal),
             serving: address(3),
             prometheus: address(4),
@@ -133,6 +136,13 @@ impl<'a> Project<'a> {
     pub fn up(&self, workers: usize) {
         let scale = format!("worker={workers}");
         self.compose(&["up", "--detach", "--quiet-pull", "--scale", &scale]);
+    }
+
+    /// Where the certificate and the token of the command line are.
+    #[must_use]
+    #[track_caller]
+    pub fn secrets(&self) -> PathBuf {
+        self.engine.volume(&format!("{NAME}_secrets-cli"))
     }
 
     /// Takes it down; volumes with names are kept.
