@@ -1,7 +1,8 @@
 //! The worker's two pages: its metrics, for Prometheus to take, and whether it is well, for whoever
 //! starts it again if it is not: it is, while it has a session with a leader.
 //!
-//! A small HTTP/1.1 server that answers nothing else. It is bounded in connections and in time, so
+//! A small server that answers nothing else; HTTP/1.1, and where it speaks TLS also HTTP/2, which some clients
+//! (Prometheus is one) choose there by themselves. It is bounded in connections and in time, so
 //! that nobody who asks it can hold up the worker.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
@@ -11,8 +12,11 @@ use emberline_common::{
     tls::{Refusals, Tls, Wire},
 };
 use http::{Request, Response, StatusCode};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, watch},
@@ -24,6 +28,8 @@ use crate::search::LeaderSeen;
 
 /// Connections at once; more wait to be accepted.
 const MAX_CONNECTIONS: usize = 32;
+/// Requests at once on one of them.
+const MAX_STREAMS: u32 = 16;
 /// How long a request may take to arrive.
 const HEAD_WITHIN: Duration = Duration::from_secs(5);
 /// How long a connection may live.
@@ -130,14 +136,24 @@ async fn serve(listener: TcpListener, page: Page, tls: Option<Tls>, stop: Cancel
 }
 
 async fn answer_all(stream: Wire, page: Page) {
-    let service = service_fn(|request: Request<Incoming>| {
+    let mut serves = auto::Builder::new(TokioExecutor::new());
+    serves
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_WITHIN);
+    serves
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS);
+    if matches!(stream, Wire::Plain(_)) {
+        // Nobody has said who he is: what is no request is not waited for to become one.
+        serves = serves.http1_only();
+    }
+    let service = service_fn(move |request: Request<Incoming>| {
         let answer = answer(&request, &page);
         async { Ok::<_, std::convert::Infallible>(answer) }
     });
-    let served = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_WITHIN)
-        .serve_connection(TokioIo::new(stream), service);
+    let served = serves.serve_connection(TokioIo::new(stream), service);
     if let Err(error) = served.await {
         tracing::debug!(%error, "a connection for metrics broke");
     }
