@@ -74,6 +74,23 @@ pub struct ClusterArguments {
     /// Where a coordinator of this process tells what happens.
     #[command(flatten)]
     pub events: EventsArguments,
+    /// What the stages may have that workers of this process run.
+    #[command(flatten)]
+    pub stages: StagesArguments,
+}
+
+/// What the stages may have that workers of this process run.
+#[derive(Debug, Clone, Default, Args)]
+pub struct StagesArguments {
+    /// The directory with the secrets of workers of this process, one file each; what is not there is looked for in the environment as `EMBERLINE_SECRET_<NAME>`.
+    #[arg(
+        long,
+        global = true,
+        env = "EMBERLINE_SECRETS_DIR",
+        value_name = "DIR",
+        hide_short_help = true
+    )]
+    pub secrets_dir: Option<PathBuf>,
 }
 
 /// Where what happens is told to others, as CDEvents.

@@ -112,7 +112,7 @@ impl EmbeddedCluster {
         serve: Option<ServeModels>,
     ) -> Result<Self, StartError> {
         let state_dir = &arguments.state_dir;
-        std::fs::create_dir_all(state_dir).with_context(|| {
+        emberline_worker::machine::private_dir(state_dir).with_context(|| {
             format!("cannot make the state directory `{}`", state_dir.display())
         })?;
         let state_dir = state_dir
@@ -162,6 +162,7 @@ impl EmbeddedCluster {
             let config = WorkerConfig {
                 artifacts: Some(artifacts.clone()),
                 cache_bytes: arguments.cache_size.0,
+                secrets_dir: arguments.stages.secrets_dir.clone(),
                 ..config
             };
             let name = config.name.clone();

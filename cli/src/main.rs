@@ -8,6 +8,7 @@ mod embedded;
 mod exit;
 mod fetch;
 mod git;
+mod inherited;
 mod leader_channel;
 mod local_cluster;
 mod moment;
@@ -21,11 +22,17 @@ mod upload;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use crate::{args::Arguments, exit::Exit};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    // Tokens, keys and secrets are in this process's environment and memory: of the processes of the
+    // same user, the commands of stages among them, none looks into it. Where it cannot be had, all
+    // else works as well.
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    inherited::keep_from_commands();
     // What stays up says what it does; the rest only what goes wrong.
     let stays = matches!(
         arguments.command,

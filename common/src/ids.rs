@@ -137,6 +137,16 @@ text_id!(
     ArtifactName, "artifact name", NAME_RULE, is_name
 );
 text_id!(
+    /// The name of a secret, which a worker knows the value of.
+    SecretName, "secret name",
+    "use 1 to 63 letters, digits, `_`, `-` and `.`, and begin with a letter or digit",
+    |text| {
+        let bytes = text.as_bytes();
+        (1..=63).contains(&bytes.len()) && bytes[0].is_ascii_alphanumeric()
+            && bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'))
+    }
+);
+text_id!(
     /// A model's name in the registry.
     ModelName, "model name", NAME_RULE, is_name
 );

@@ -68,6 +68,11 @@ impl Node {
         self
     }
 
+    /// Is started by this command, which becomes the program in the end.
+    pub fn run_by(&mut self, before: &[&str]) {
+        self.before = before.iter().map(|&word| word.to_owned()).collect();
+    }
+
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &str {

@@ -38,6 +38,8 @@ pub struct WorkerConfig {
     pub artifacts: Option<ArtifactStore>,
     /// Where spans, metrics and logs go.
     pub telemetry: Telemetry,
+    /// Where its secrets are, one file each; what is not there is looked for in its environment.
+    pub secrets_dir: Option<PathBuf>,
     /// Where Prometheus may take the metrics, as `host:port`; nowhere if it is not said.
     pub metrics_listen: Option<String>,
 }
@@ -58,6 +60,7 @@ impl Default for WorkerConfig {
             stop_grace: Duration::from_secs(10),
             artifacts: None,
             telemetry: Telemetry::default(),
+            secrets_dir: None,
             metrics_listen: None,
         }
     }

@@ -17,6 +17,7 @@ mod pass;
 mod runner;
 mod scrape;
 mod search;
+pub mod secrets;
 pub mod serving;
 mod session;
 mod sink;

@@ -1,7 +1,11 @@
 //! What this machine (or the container that it is) has: CPUs and memory within the cgroup's limits,
 //! and GPUs by their device files. Nothing is started or asked to find them.
 
-use std::{fs, path::Path};
+use std::{
+    fs::{self, DirBuilder},
+    os::unix::fs::DirBuilderExt as _,
+    path::Path,
+};
 
 use emberline_common::resources::Resources;
 
@@ -103,6 +107,15 @@ fn cgroup_limit(root: &Path) -> Option<u64> {
         }
     }
     lowest
+}
+
+/// Makes a directory, and those above it, that no other user of this machine may look into. One that
+/// is there stays as it is.
+///
+/// # Errors
+/// If it cannot be made.
+pub fn private_dir(dir: &Path) -> std::io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
 #[cfg(test)]

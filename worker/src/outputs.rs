@@ -13,7 +13,7 @@ use emberline_common::{
     artifact::{
         ArtifactError, ArtifactStore, MAX_FILES, Manifest, ManifestFile, check_path, digest_of_file,
     },
-    ids::Digest,
+    ids::{Digest, SecretName},
     run_view::ArtifactRef,
     spec::ArtifactType,
 };
@@ -22,6 +22,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     cache::Cache,
+    secrets::Redactor,
     stage::{Produced, ProducedContent, StageError},
     telemetry::{AttemptTelemetry, Direction, Moved},
 };
@@ -37,6 +38,7 @@ pub(crate) async fn store_all(
     store: &ArtifactStore,
     cache: &Arc<Cache>,
     telemetry: &AttemptTelemetry,
+    redactor: &Redactor,
     produced: Vec<Produced>,
 ) -> Result<Vec<ArtifactRef>, StageError> {
     for (at, one) in produced.iter().enumerate() {
@@ -51,7 +53,7 @@ pub(crate) async fn store_all(
     let stored = produced.into_iter().map(|one| async {
         let name = one.name.clone();
         let stored = async {
-            let (artifact, hit) = store_one(store, cache, one).await?;
+            let (artifact, hit) = store_one(store, cache, redactor, one).await?;
             let moved = Moved {
                 digest: artifact.manifest,
                 bytes: artifact.bytes,
@@ -73,6 +75,7 @@ pub(crate) async fn store_all(
 async fn store_one(
     store: &ArtifactStore,
     cache: &Arc<Cache>,
+    redactor: &Redactor,
     Produced { name, content }: Produced,
 ) -> Result<(ArtifactRef, bool), StageError> {
     match content {
@@ -83,7 +86,19 @@ async fn store_one(
             metadata,
         } => {
             let what = format!("the output `{name}`");
-            let stored = store_directory(store, cache, &what, dir, artifact_type, metadata).await?;
+            let told = Value::Object(metadata);
+            if let Some(secret) = redactor.find(&told.to_string()) {
+                return Err(has_secret(
+                    &format!("what the stage notes about {what}"),
+                    secret,
+                ));
+            }
+            let Value::Object(metadata) = told else {
+                return Err(StageError::system("metadata is an object"));
+            };
+            let stored =
+                store_directory(store, cache, redactor, &what, dir, artifact_type, metadata)
+                    .await?;
             let (manifest, bytes, hit) = stored;
             let artifact = ArtifactRef {
                 name,
@@ -99,16 +114,19 @@ async fn store_one(
 async fn store_directory(
     store: &ArtifactStore,
     cache: &Arc<Cache>,
+    redactor: &Redactor,
     what: &str,
     dir: PathBuf,
     artifact_type: ArtifactType,
     metadata: Map<String, Value>,
 ) -> Result<(Digest, u64, bool), StageError> {
     let listed = {
-        let (dir, what) = (dir.clone(), what.to_owned());
+        let (dir, what, redactor) = (dir.clone(), what.to_owned(), redactor.clone());
         tokio::task::spawn_blocking(move || {
             is_directory(&dir, &what)?;
-            list(&dir, &what)
+            let paths = list(&dir, &what)?;
+            no_secret(&dir, &what, &paths, &redactor)?;
+            Ok(paths)
         })
         .await
     };
@@ -145,6 +163,39 @@ async fn store_directory(
     let stored = futures::try_join!(store.put_manifest(&manifest), files);
     let (digest, sent) = stored.map_err(|e| stage_error(what, e))?;
     Ok((digest, manifest.bytes(), !sent))
+}
+
+/// Refuses files with the value of a secret in them: an output is kept, and read by others. Only an
+/// attempt with secrets reads its outputs once more for it.
+fn no_secret(
+    dir: &Path,
+    what: &str,
+    paths: &[String],
+    redactor: &Redactor,
+) -> Result<(), StageError> {
+    if redactor.is_empty() {
+        return Ok(());
+    }
+    for path in paths {
+        let file = dir.join(path);
+        let read = |e| StageError::io("read", &file, e);
+        let found = match redactor.find(path) {
+            Some(name) => Some(name.clone()),
+            None => redactor
+                .find_in(fs::File::open(&file).map_err(read)?)
+                .map_err(read)?,
+        };
+        if let Some(secret) = found {
+            return Err(has_secret(&format!("{what}: `{path}`"), &secret));
+        }
+    }
+    Ok(())
+}
+
+fn has_secret(what: &str, secret: &SecretName) -> StageError {
+    StageError::user(format!(
+        "{what} has the value of the secret `{secret}` in it, which would be stored for others to read"
+    ))
 }
 
 fn stage_error(what: &str, error: ArtifactError) -> StageError {
@@ -224,6 +275,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::secrets::{Secret, Secrets};
 
     #[test]
     fn only_regular_files_below_the_directory_are_listed() {
@@ -279,5 +331,27 @@ mod tests {
                 .message
                 .contains("not UTF-8")
         );
+    }
+
+    #[test]
+    fn a_file_with_the_value_of_a_secret_in_it_is_refused_without_telling_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let value = Secret::new("planted-canary".to_owned().into()).unwrap();
+        let redactor = Secrets::new([("key".parse().unwrap(), value)].into()).redactor();
+        let check = || {
+            let paths = list(dir.path(), "it").unwrap();
+            no_secret(dir.path(), "the output `o`", &paths, &redactor)
+        };
+        fs::write(dir.path().join("a"), "harmless").unwrap();
+        assert!(check().is_ok());
+        fs::write(dir.path().join("b"), "x planted-canary y").unwrap();
+        let error = check().unwrap_err();
+        assert_eq!(
+            error.message,
+            "the output `o`: `b` has the value of the secret `key` in it, which would be stored for others to read"
+        );
+        fs::remove_file(dir.path().join("b")).unwrap();
+        fs::write(dir.path().join("x-planted-canary"), "").unwrap();
+        assert!(check().is_err());
     }
 }

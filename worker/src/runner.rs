@@ -40,6 +40,7 @@ use crate::{
     cache::{Cache, Pinned},
     checkpoints::ObjectCheckpoints,
     outputs,
+    secrets::{Redactor, SecretSource, Secrets},
     sink::LogSink,
     stage::{
         AttemptSink, Input, LogSource, Stage, StageContext, StageError, StageFile, StageOutput,
@@ -61,6 +62,7 @@ pub(crate) struct Runner {
     pub runtime: Handle,
     pub tasks: TaskTracker,
     pub instruments: Arc<Instruments>,
+    pub secrets: Arc<SecretSource>,
 }
 
 /// An assignment whose every field has been checked.
@@ -232,15 +234,19 @@ impl Runner {
         let work_dir = self
             .work_dir
             .join(format!("{}.{}.{}", id.run, id.task, id.attempt));
+        let secrets = self.look_up(&job).await;
+        let redactor = secrets.as_ref().map(Secrets::redactor).unwrap_or_default();
+        let telemetry = telemetry.redacting(redactor.clone());
         let sink = Arc::new(LogSink::new(
             id.clone(),
             store.clone(),
             self.runtime.clone(),
             self.board.clone(),
+            redactor.clone(),
         ));
-        let attempt = self.attempt(&store, job, stop, &work_dir, sink.clone(), telemetry);
+        let attempt = self.attempt(&store, job, secrets, stop, &work_dir, &sink, telemetry);
         let mut attempt = std::pin::pin!(attempt);
-        let done = match timeout {
+        let mut done = match timeout {
             None => attempt.await,
             Some(timeout) => tokio::select! {
                 done = &mut attempt => done,
@@ -250,6 +256,10 @@ impl Runner {
                 }
             },
         };
+        if let Err(error) = &mut done.result {
+            // Before it is cut.
+            redactor.string(&mut error.message);
+        }
         if done.result.is_err() && done.leftover.is_none() {
             // What failed may have filled the disk: its log, and the record that it failed, need room.
             remove_work_dir(&work_dir).await;
@@ -279,13 +289,27 @@ impl Runner {
         self.board.end(&id);
     }
 
+    /// The secrets that a stage asks for. They are looked up on a thread that may block.
+    async fn look_up(&self, job: &Job) -> Result<Secrets, StageError> {
+        let names = job.stage.secrets(&job.spec)?;
+        if names.is_empty() {
+            return Ok(Secrets::default());
+        }
+        let source = self.secrets.clone();
+        tokio::task::spawn_blocking(move || source.look_up(&names))
+            .await
+            .unwrap_or_else(|e| Err(StageError::system(format!("cannot look up secrets: {e}"))))
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "what an attempt is made of")]
     async fn attempt(
         &self,
         store: &ArtifactStore,
         job: Job,
+        secrets: Result<Secrets, StageError>,
         stop: watch::Receiver<Option<StopReason>>,
         work_dir: &Path,
-        sink: Arc<LogSink>,
+        sink: &Arc<LogSink>,
         telemetry: AttemptTelemetry,
     ) -> Done {
         let mut done = Done {
@@ -294,6 +318,14 @@ impl Runner {
             timing: Timing::default(),
             leftover: None,
         };
+        let secrets = match secrets {
+            Ok(secrets) => secrets,
+            Err(error) => {
+                done.result = Err(error);
+                return done;
+            }
+        };
+        let redactor = secrets.redactor();
         let began = Instant::now();
         let fetched = until_stopped(&stop, self.fetch(store, &job, work_dir, &telemetry)).await;
         done.timing.fetch = began.elapsed();
@@ -311,6 +343,7 @@ impl Runner {
             inputs,
             files,
             outputs: job.outputs,
+            secrets,
             base_dir: job.base_dir,
             work_dir: work_dir.to_path_buf(),
             resources: job.resources,
@@ -335,10 +368,14 @@ impl Runner {
 
         let began = Instant::now();
         done.result = match result {
-            Ok(output) => until_stopped(&stop, self.success(store, &telemetry, output)).await,
+            Ok(output) => {
+                let stored = self.success(store, &telemetry, &redactor, output);
+                until_stopped(&stop, stored).await
+            }
             Err(mut error) => {
                 let outputs = std::mem::take(&mut error.outputs);
-                match outputs::store_all(store, &self.cache, &telemetry, outputs).await {
+                let stored = outputs::store_all(store, &self.cache, &telemetry, &redactor, outputs);
+                match stored.await {
                     Ok(kept) => done.kept = kept,
                     Err(e) => sink.log(LogSource::Stage, &e.message),
                 }
@@ -353,9 +390,10 @@ impl Runner {
         &self,
         store: &ArtifactStore,
         telemetry: &AttemptTelemetry,
+        redactor: &Redactor,
         output: StageOutput,
     ) -> Result<Success, StageError> {
-        let results = wire::object_text(&output.results);
+        let results = wire::object_text(&redactor.object(output.results));
         if results.len() > MAX_RESULTS_BYTES {
             return Err(StageError::user(format!(
                 "the stage's results have {} bytes as JSON, more than {MAX_RESULTS_BYTES}: keep \
@@ -364,7 +402,8 @@ impl Runner {
             )));
         }
         Ok(Success {
-            outputs: outputs::store_all(store, &self.cache, telemetry, output.artifacts).await?,
+            outputs: outputs::store_all(store, &self.cache, telemetry, redactor, output.artifacts)
+                .await?,
             results,
             registration: output
                 .registration

@@ -25,6 +25,7 @@ use tracing::Instrument as _;
 
 use crate::{
     board::Board,
+    secrets::Redactor,
     stage::{AttemptSink, LogSource},
 };
 
@@ -54,6 +55,7 @@ pub(crate) struct LogSink {
     runtime: Handle,
     board: Arc<Board>,
     queue: Arc<Queue>,
+    redactor: Redactor,
     /// Of `tracing`, and of the trace: what the attempt does is part of them.
     span: tracing::Span,
     context: Option<TraceContext>,
@@ -86,8 +88,15 @@ impl Queue {
 
 impl LogSink {
     /// For the attempt that the present task works for.
-    pub fn new(id: AttemptId, store: ArtifactStore, runtime: Handle, board: Arc<Board>) -> Self {
+    pub fn new(
+        id: AttemptId,
+        store: ArtifactStore,
+        runtime: Handle,
+        board: Arc<Board>,
+        redactor: Redactor,
+    ) -> Self {
         Self {
+            redactor,
             id,
             store,
             runtime,
@@ -137,7 +146,7 @@ impl LogSink {
 
     /// A line of the attempt's own log, and of no other.
     pub fn keep(&self, source: LogSource, line: &str) {
-        let text = cut(line, LINE_BYTES);
+        let text = cut(&self.redactor.text(line), LINE_BYTES);
         let bytes = text.len() + 64;
         let at = Timestamp::now();
         self.push(LogEntry::Line(LogRecord { at, source, text }), bytes);
@@ -162,9 +171,10 @@ impl LogSink {
 
 impl AttemptSink for LogSink {
     fn log(&self, source: LogSource, line: &str) {
-        let line = line.trim_end_matches(['\r', '\n']);
-        // The process's own log has what a stage says, too. What a command prints may be a secret and
-        // may be much: it is there only for whoever asks for the finest level.
+        let line = self.redactor.text(line.trim_end_matches(['\r', '\n']));
+        let line: &str = &line;
+        // The process's own log has what a stage says, too. What a command prints may be much, and is
+        // there only for whoever asks for the finest level.
         match source {
             LogSource::Stage => {
                 tracing::info!(target: SAID, parent: &self.span, "{}", Short(line));
@@ -187,7 +197,7 @@ impl AttemptSink for LogSink {
         }
         let record = MetricRecord {
             at: Timestamp::now(),
-            name: cut(name, NAME_BYTES),
+            name: cut(&self.redactor.text(name), NAME_BYTES),
             step,
             value,
         };
@@ -200,7 +210,7 @@ impl AttemptSink for LogSink {
         } else {
             -1.0
         };
-        let message = cut(message, NAME_BYTES);
+        let message = cut(&self.redactor.text(message), NAME_BYTES);
         self.board.update(&self.id, |update| {
             update.fraction = fraction;
             update.message = message;
@@ -385,7 +395,14 @@ mod tests {
     }
 
     fn sink(store: &ArtifactStore) -> LogSink {
-        LogSink::new(attempt(), store.clone(), Handle::current(), Arc::default())
+        let redactor = Redactor::default();
+        LogSink::new(
+            attempt(),
+            store.clone(),
+            Handle::current(),
+            Arc::default(),
+            redactor,
+        )
     }
 
     async fn read(store: &ArtifactStore, stream: LogStream) -> (Vec<LogEntry>, AttemptLogReader) {

@@ -15,7 +15,7 @@ pub use emberline_common::attempt_log::LogSource;
 use emberline_common::{
     dora::Delivery,
     failure::Reason,
-    ids::{ArtifactName, AttemptId, Digest, PipelineName, StageKind, TaskName},
+    ids::{ArtifactName, AttemptId, Digest, PipelineName, SecretName, StageKind, TaskName},
     resources::Resources,
     run_view::{ArtifactRef, ModelRegistration, Results, RunView},
     spec::ArtifactType,
@@ -24,7 +24,10 @@ use emberline_common::{
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use crate::telemetry::{AttemptTelemetry, StageSpan};
+use crate::{
+    secrets::{Secret, Secrets},
+    telemetry::{AttemptTelemetry, StageSpan},
+};
 
 /// A kind of stage.
 pub trait Stage: Send + Sync + 'static {
@@ -38,6 +41,16 @@ pub trait Stage: Send + Sync + 'static {
     /// attempt succeeds at once, without a thread, a directory, inputs or outputs.
     fn does_nothing(&self) -> bool {
         false
+    }
+
+    /// The names of the secrets that a spec asks for. They are looked up before anything else is
+    /// done for an attempt, which [`StageContext::secret`] gives them to and whose texts they are
+    /// taken out of.
+    ///
+    /// # Errors
+    /// A [`StageError`] if the spec is wrong.
+    fn secrets(&self, _spec: &Value) -> Result<Vec<SecretName>, StageError> {
+        Ok(Vec::new())
     }
 
     /// Runs one attempt.
@@ -258,6 +271,8 @@ pub struct StageContext {
     pub files: Vec<StageFile>,
     /// The outputs that the stage declares in the pipeline; for `exec` and kinds of your own.
     pub outputs: Vec<(ArtifactName, ArtifactType)>,
+    /// The secrets that the stage has [asked for](Stage::secrets).
+    pub secrets: Secrets,
     /// Directory that relative `file:` sources are resolved against.
     pub base_dir: PathBuf,
     /// A directory of the attempt's own, removed afterwards.
@@ -293,8 +308,18 @@ impl StageContext {
         } else {
             self.spec.clone()
         };
-        serde_json::from_value(value)
-            .map_err(|e| StageError::user(format!("the stage's `with` is wrong: {e}")))
+        spec(value)
+    }
+
+    /// The secret of that name.
+    ///
+    /// # Errors
+    /// Reason `system` if the stage has not [asked for](Stage::secrets) it.
+    pub fn secret(&self, name: &SecretName) -> Result<&Secret, StageError> {
+        let secret = self.secrets.get(name);
+        secret.ok_or_else(|| {
+            StageError::system(format!("the stage has not asked for the secret `{name}`"))
+        })
     }
 
     /// The one input of that name.
@@ -417,4 +442,13 @@ impl StageContext {
     pub fn progress(&self, fraction: f64, message: &str) {
         self.sink.progress(fraction, message);
     }
+}
+
+/// A spec as a kind's own type.
+///
+/// # Errors
+/// Reason `user_error`, naming the field.
+pub(crate) fn spec<T: DeserializeOwned>(value: Value) -> Result<T, StageError> {
+    serde_json::from_value(value)
+        .map_err(|e| StageError::user(format!("the stage's `with` is wrong: {e}")))
 }

@@ -21,6 +21,7 @@ use tokio::sync::watch;
 
 use crate::{
     search::LeaderSeen,
+    secrets::Redactor,
     stage::{StageError, StopReason},
 };
 
@@ -119,6 +120,7 @@ pub struct AttemptTelemetry {
     traced: bool,
     pipeline: PipelineName,
     stop: watch::Receiver<Option<StopReason>>,
+    redactor: Redactor,
 }
 
 impl fmt::Debug for AttemptTelemetry {
@@ -149,7 +151,13 @@ impl AttemptTelemetry {
             traced,
             pipeline,
             stop,
+            redactor: Redactor::default(),
         }
+    }
+
+    /// Tells nothing that this takes out.
+    pub(crate) fn redacting(self, redactor: Redactor) -> Self {
+        Self { redactor, ..self }
     }
 
     /// The attempt's own span, if it is part of a trace.
@@ -170,6 +178,7 @@ impl AttemptTelemetry {
             span,
             began: Instant::now(),
             stop: self.stop.clone(),
+            redactor: self.redactor.clone(),
         })))
     }
 
@@ -250,6 +259,7 @@ struct Open {
     span: Span,
     began: Instant,
     stop: watch::Receiver<Option<StopReason>>,
+    redactor: Redactor,
 }
 
 impl Open {
@@ -322,6 +332,7 @@ impl StageSpan {
                 .push(KeyValue::new("error.type", error));
             open.span.error = Some(why.to_owned());
         }
+        open.redactor.span(&mut open.span);
         open.telemetry.span(open.span);
     }
 }

@@ -22,13 +22,14 @@
 )]
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
 };
 
 use emberline_common::{
     dora::Delivery,
-    ids::{ArtifactName, AttemptId, Digest, PipelineName, RunId, TaskName},
+    ids::{ArtifactName, AttemptId, Digest, PipelineName, RunId, SecretName, TaskName},
     resources::Resources,
     run_view::{ArtifactRef, RunView},
     spec::ArtifactType,
@@ -39,6 +40,7 @@ use serde_json::{Map, Value};
 use tokio::sync::{mpsc, watch};
 
 use crate::{
+    secrets::{Secret, Secrets},
     stage::{
         AttemptSink, CheckpointStore, Input, LogSource, Produced, ProducedContent, StageContext,
         StageError, StageFile, StopReason,
@@ -212,6 +214,7 @@ pub struct TestContextBuilder {
     inputs: Vec<Input>,
     files: Vec<StageFile>,
     outputs: Vec<(ArtifactName, ArtifactType)>,
+    secrets: BTreeMap<SecretName, Secret>,
     base_dir: Option<PathBuf>,
     resources: Option<Resources>,
     run_view: Option<Arc<RunView>>,
@@ -290,6 +293,15 @@ impl TestContextBuilder {
     pub fn declare_output(mut self, name: &str, artifact_type: ArtifactType) -> Self {
         let name = ArtifactName::new(name).expect("the output's name is one");
         self.outputs.push((name, artifact_type));
+        self
+    }
+
+    /// A secret that the worker has.
+    #[must_use]
+    pub fn secret(mut self, name: &str, value: &str) -> Self {
+        let name = SecretName::new(name).expect("the secret's name is one");
+        let value = Secret::new(value.to_owned().into()).expect("it can be a secret");
+        self.secrets.insert(name, value);
         self
     }
 
@@ -384,6 +396,7 @@ impl TestContextBuilder {
                 inputs: self.inputs,
                 files: self.files,
                 outputs: self.outputs,
+                secrets: Secrets::new(self.secrets),
                 base_dir: self.base_dir.unwrap_or_else(|| work.path().to_path_buf()),
                 work_dir: work.path().to_path_buf(),
                 resources: self.resources.unwrap_or(Resources {

@@ -23,9 +23,11 @@ use crate::{
     config::{WorkerConfig, WorkerError},
     kinds::exec::end_leftovers,
     pass::Pass,
+    machine::private_dir,
     runner::Runner,
     scrape::{Page, Scrape},
     search::LeaderSeen,
+    secrets::SecretSource,
     serving::{Served, Serving},
     session::{self, Session},
     stage::{Stage, StopReason},
@@ -118,7 +120,7 @@ impl WorkerBuilder {
         let (token, name) = (config.token.clone(), config.name.clone());
         let opened = tokio::task::spawn_blocking(move || {
             // Absolute, since a command runs in a directory of its own.
-            let made = fs::create_dir_all(&state_dir).and_then(|()| state_dir.canonicalize());
+            let made = private_dir(&state_dir).and_then(|()| state_dir.canonicalize());
             let state_dir = made.map_err(|source| WorkerError::StateDir {
                 what: "make",
                 path: state_dir,
@@ -137,6 +139,11 @@ impl WorkerBuilder {
                 }
                 _ => {}
             }
+            private_dir(&work_dir).map_err(|source| WorkerError::StateDir {
+                what: "make",
+                path: work_dir.clone(),
+                source,
+            })?;
             let cache_dir = state_dir.join("cache");
             let cache = Cache::open(&cache_dir, cache_bytes);
             let cache = cache.map_err(|source| WorkerError::StateDir {
@@ -180,6 +187,10 @@ impl WorkerBuilder {
             runtime: tokio::runtime::Handle::current(),
             tasks: TaskTracker::new(),
             instruments: Instruments::new(config.telemetry.clone()),
+            secrets: Arc::new(SecretSource::new(
+                config.name.clone(),
+                config.secrets_dir.clone(),
+            )),
         });
         let served = serving.map(|server| {
             let kept = runner.work_dir.with_file_name("serving.plan");

@@ -11,7 +11,7 @@ use emberline_proto::v1::TakeEventRequest;
 use serde_json::{Value, json};
 
 use crate::{
-    args::{ClusterArguments, EventsArguments, EventsCommand, Format},
+    args::{ClusterArguments, EventsArguments, EventsCommand, Format, StagesArguments},
     client::Cluster,
     exit::Exit,
     output::{self, clean},
@@ -145,6 +145,7 @@ impl ClusterArguments {
                 events_sink: None,
                 events_source: EventsConfig::default().source,
             },
+            stages: StagesArguments::default(),
         }
     }
 }

@@ -213,6 +213,7 @@ fn config(
         cache_bytes: cluster.cache_size.0,
         orphan_grace: orphan_grace.0,
         telemetry: telemetry::get(),
+        secrets_dir: cluster.stages.secrets_dir.clone(),
         metrics_listen: arguments.metrics_listen.clone(),
         ..WorkerConfig::default()
     })
@@ -259,7 +260,8 @@ fn lock(state_dir: &Path) -> Result<File, Exit> {
     let failed = |what: &str, e: std::io::Error| {
         Exit::cluster(format!("cannot {what} `{}`: {e}", state_dir.display()))
     };
-    std::fs::create_dir_all(state_dir).map_err(|e| failed("make the state directory", e))?;
+    emberline_worker::machine::private_dir(state_dir)
+        .map_err(|e| failed("make the state directory", e))?;
     let path = state_dir.join("worker.lock");
     let file = File::options()
         .create(true)

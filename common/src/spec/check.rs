@@ -12,8 +12,8 @@ use super::{
     yaml::{Node, NodeValue, Position},
 };
 use crate::ids::{
-    Alias, ArtifactName, Digest, EnvironmentName, ModelName, PipelineName, RunId, StageKind,
-    StageName,
+    Alias, ArtifactName, Digest, EnvironmentName, ModelName, PipelineName, RunId, SecretName,
+    StageKind, StageName,
 };
 
 /// Something wrong at a place, before it knows its file.
@@ -392,6 +392,7 @@ fn check_format(format: &str, value: &Value) -> Option<Result<(), String>> {
         "stage name" => parse::<StageName, _>(text),
         "artifact name" => parse::<ArtifactName, _>(text),
         "model name" => parse::<ModelName, _>(text),
+        "secret name" => parse::<SecretName, _>(text),
         "environment name" => parse::<EnvironmentName, _>(text),
         "alias" => parse::<Alias, _>(text),
         "stage kind" => parse::<StageKind, _>(text),

@@ -9,7 +9,7 @@ use super::{
     ArtifactType, OutputRef,
     check::{Finding, join},
     condition::{Condition, Gate},
-    kinds::{BuiltinKind, evaluate::METRICS},
+    kinds::{BuiltinKind, evaluate::METRICS, exec::check_secret_variable},
     signature::{InputSlot, kind_signature},
     suggest::nearest,
     yaml::{Node, Position},
@@ -604,6 +604,18 @@ impl Semantics<'_> {
                 for (name, _, value) in with.get("env").map(Node::entries).unwrap_or_default() {
                     secrets(value, &join(&join(path, "env"), name), self.findings);
                 }
+                let env = with.get("env");
+                for (name, at, _) in with.get("secrets").map(Node::entries).unwrap_or_default() {
+                    let wrong = check_secret_variable(name).err();
+                    let twice = env.is_some_and(|env| env.get(name).is_some());
+                    let wrong = wrong.or_else(|| {
+                        twice.then(|| format!("`{}` is in `env`, too", name.escape_debug()))
+                    });
+                    if let Some(message) = wrong {
+                        let field = join(&join(path, "secrets"), name);
+                        self.add(*at, &field, message, None);
+                    }
+                }
             }
             BuiltinKind::Deploy => self.canary(with, path),
             BuiltinKind::Validate | BuiltinKind::Report | BuiltinKind::Noop => {}
@@ -800,6 +812,6 @@ fn secrets(node: &Node, field: &str, findings: &mut Vec<Finding>) {
         return;
     };
     let message = format!("this looks like {what}: it would be stored and shown with the run");
-    let suggestion = Some("give it to the worker's environment and name it there".to_owned());
+    let suggestion = Some("give it to the worker and name it under `secrets`".to_owned());
     add(findings, node.at, field, message, suggestion);
 }

@@ -9,7 +9,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use serde_json::Value;
 
-use crate::spec::ByteSize;
+use crate::{ids::SecretName, spec::ByteSize};
 
 /// Runs a command in a directory of its own. Each input is a directory, `$EMBERLINE_INPUT_<NAME>`; what the command leaves in `$EMBERLINE_OUTPUT_<NAME>` becomes the output of that name (upper case, `-` as `_`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -28,6 +28,9 @@ pub struct ExecSpec {
     #[serde(deserialize_with = "texts_by_name")]
     #[schemars(with = "BTreeMap<String, Text>")]
     pub env: BTreeMap<String, String>,
+    /// Environment variables to set to secrets, each by its name on the worker (`--secrets-dir`, or `EMBERLINE_SECRET_<NAME>` in the worker's environment). The values are taken out of logs, errors and results; only the names are part of the cache key.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub secrets: BTreeMap<String, SecretName>,
     /// Exit codes that mean bad data: reason `data`, never retried.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub data_exit_codes: Vec<i32>,
@@ -77,6 +80,35 @@ fn texts_by_name<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<String, 
 
 const fn log_limit() -> ByteSize {
     ByteSize(64 << 20)
+}
+
+/// Whether a variable of that name can have a secret: it is one that a shell knows, and none that
+/// the worker sets itself.
+///
+/// # Errors
+/// Why not, in words.
+pub fn check_secret_variable(name: &str) -> Result<(), String> {
+    let shown = || {
+        name.chars()
+            .take(80)
+            .collect::<String>()
+            .escape_debug()
+            .to_string()
+    };
+    let first = |c: char| c.is_ascii_alphabetic() || c == '_';
+    let is_name = name.starts_with(first)
+        && name.len() <= 255
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    if !is_name {
+        return Err(format!(
+            "`{}` is no name of a variable: use letters, digits and `_`",
+            shown()
+        ));
+    }
+    if name.starts_with("EMBERLINE_") || matches!(name, "TMPDIR" | "TRACEPARENT") {
+        return Err(format!("`{}` is set by the worker itself", shown()));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

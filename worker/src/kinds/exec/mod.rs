@@ -1,7 +1,7 @@
 //! `exec`: any command, in a directory and a process group of its own.
 //!
 //! The command sees directories by environment variables and nothing of the worker but `PATH`,
-//! `HOME`, `LANG` and `TZ`. However it ends, nothing of its group is left running. Start with
+//! `HOME`, `LANG` and `TZ`; secrets that it names it is given as variables. However it ends, nothing of its group is left running. Start with
 //! [`Exec`]; [`group`] knows processes, [`output`] reads what they print.
 
 mod group;
@@ -25,9 +25,9 @@ use std::{
 use emberline_common::{
     artifact::check_path,
     failure::Reason,
-    ids::StageKind,
+    ids::{SecretName, StageKind},
     run_view::Results,
-    spec::kinds::{BuiltinKind, ExecSpec},
+    spec::kinds::{BuiltinKind, ExecSpec, exec::check_secret_variable},
 };
 use serde_json::{Map, Value};
 use tokio::process::{Child, Command};
@@ -57,6 +57,11 @@ impl Stage for Exec {
 
     fn version(&self) -> u32 {
         BuiltinKind::Exec.version()
+    }
+
+    fn secrets(&self, spec: &Value) -> Result<Vec<SecretName>, StageError> {
+        let spec: ExecSpec = crate::stage::spec(spec.clone())?;
+        Ok(spec.secrets.into_values().collect())
     }
 
     fn run(&self, ctx: &StageContext) -> Result<StageOutput, StageError> {
@@ -130,6 +135,12 @@ impl Place {
         } else {
             OsString::from(program)
         };
+        let mut secrets = Vec::with_capacity(spec.secrets.len());
+        for (variable, name) in &spec.secrets {
+            check_secret_variable(variable)
+                .map_err(|why| StageError::user(format!("`secrets`: {why}")))?;
+            secrets.push((variable, ctx.secret(name)?.reveal()));
+        }
         let mut command = Command::new(program);
         command
             .args(args)
@@ -141,6 +152,7 @@ impl Place {
                     .filter_map(|name| std::env::var_os(name).map(|value| (name, value))),
             )
             .envs(&spec.env)
+            .envs(secrets)
             .env("TMPDIR", &self.tmp)
             .envs(self.variables(ctx)?)
             .stdin(Stdio::null())
@@ -312,7 +324,7 @@ async fn watch(
     })?;
     let group = Group::of(&child, &place.results)?;
     let guard = group.guard().await;
-    let capture = Capture::new(ctx.sink.clone(), spec.max_log.0);
+    let capture = Capture::new(ctx.sink.clone(), spec.max_log.0, ctx.secrets.redactor());
     let mut readers = tokio::task::JoinSet::new();
     if let Some(out) = child.stdout.take() {
         readers.spawn(capture.clone().read(LogSource::Stdout, out));

@@ -10,7 +10,10 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-use crate::stage::{AttemptSink, LogSource};
+use crate::{
+    secrets::{Redactor, SHOWN},
+    stage::{AttemptSink, LogSource},
+};
 
 /// The longest line; a longer one is broken into several.
 const LINE_BYTES: usize = 16 << 10;
@@ -22,16 +25,18 @@ const TAIL_LINE_BYTES: usize = 300;
 pub(super) struct Capture {
     sink: Arc<dyn AttemptSink>,
     limit: u64,
+    redactor: Redactor,
     kept: AtomicU64,
     dropped: AtomicU64,
     tail: Mutex<VecDeque<String>>,
 }
 
 impl Capture {
-    pub fn new(sink: Arc<dyn AttemptSink>, limit: u64) -> Arc<Self> {
+    pub fn new(sink: Arc<dyn AttemptSink>, limit: u64, redactor: Redactor) -> Arc<Self> {
         Arc::new(Self {
             sink,
             limit,
+            redactor,
             kept: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
             tail: Mutex::default(),
@@ -62,25 +67,48 @@ impl Capture {
             }
         }
         if !line.is_empty() {
-            self.line(source, &line);
+            self.whole(source, &mut line);
         }
     }
 
     fn lines(&self, source: LogSource, line: &mut Vec<u8>, mut bytes: &[u8]) {
+        // A long line is broken where that parts no secret, which may be seen only later.
+        let most = LINE_BYTES + self.redactor.longest();
         while !bytes.is_empty() {
-            let room = (LINE_BYTES - line.len()).min(bytes.len());
+            let room = (most - line.len()).min(bytes.len());
             let end = bytes[..room].iter().position(|b| *b == b'\n');
             let (part, rest) = bytes.split_at(end.unwrap_or(room));
             line.extend_from_slice(part);
             bytes = rest;
             if end.is_some() {
                 bytes = &bytes[1..];
-            }
-            if end.is_some() || line.len() >= LINE_BYTES {
-                self.line(source, line);
-                line.clear();
+                self.whole(source, line);
+            } else if line.len() >= most {
+                self.piece(source, line);
             }
         }
+    }
+
+    /// Takes a line that has come to its end.
+    fn whole(&self, source: LogSource, line: &mut Vec<u8>) {
+        while line.len() > LINE_BYTES {
+            self.piece(source, line);
+        }
+        self.line(source, line);
+        line.clear();
+    }
+
+    /// Takes the beginning of a line that is too long.
+    fn piece(&self, source: LogSource, line: &mut Vec<u8>) {
+        // What is shown in the place of a secret has room, too.
+        let room = if self.redactor.is_empty() {
+            0
+        } else {
+            SHOWN.len()
+        };
+        let cut = self.redactor.cut(line, LINE_BYTES - room);
+        self.line(source, &line[..cut]);
+        line.drain(..cut);
     }
 
     fn line(&self, source: LogSource, line: &[u8]) {
@@ -90,8 +118,9 @@ impl Capture {
             return;
         }
         let text = String::from_utf8_lossy(line);
-        let text = text.trim_end_matches('\r');
-        self.sink.log(source, text);
+        // Here already, for of its end an error message repeats no more than a part.
+        let text = self.redactor.text(text.trim_end_matches('\r'));
+        self.sink.log(source, &text);
         if source == LogSource::Stderr && !text.trim().is_empty() {
             let mut tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
             if tail.len() == TAIL_LINES {

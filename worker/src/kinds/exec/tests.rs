@@ -252,3 +252,71 @@ async fn a_command_does_not_outlive_a_worker_that_is_killed() {
     let ended = tokio::time::timeout(Duration::from_secs(20), child.wait()).await;
     assert_eq!(ended.expect("it was ended").unwrap().signal(), Some(9));
 }
+
+const CANARY: &str = "planted-canary-7c1";
+
+fn with_secret(script: &str) -> TestContextBuilder {
+    let spec = json!({"command": ["sh", "-c", script], "secrets": {"API_KEY": "api-key"}});
+    TestContext::builder().spec(spec).secret("api-key", CANARY)
+}
+
+#[test]
+fn a_command_has_the_secrets_that_it_names_and_its_words_lose_them() {
+    let script = "echo \"$API_KEY\" | wc -c; echo key: $API_KEY; echo no $API_KEY >&2; exit 3";
+    let test = fails(
+        with_secret(script),
+        Reason::UserError,
+        "exit code 3: no ***",
+    );
+    let text = test.sink.text();
+    assert!(text.contains(&format!("{}\n", CANARY.len() + 1)), "{text}");
+    assert!(
+        text.contains("key: ***") && !text.contains("canary"),
+        "{text}"
+    );
+    assert_eq!(
+        Exec.secrets(&test.ctx.spec).unwrap(),
+        ["api-key".parse().unwrap()]
+    );
+}
+
+#[test]
+fn a_secret_is_taken_out_wherever_a_long_line_is_broken_and_however_it_comes() {
+    for before in [
+        0,
+        1,
+        LINE - 30,
+        LINE - 9,
+        LINE - 1,
+        LINE,
+        LINE + 1,
+        2 * LINE - 9,
+    ] {
+        // In two halves, and with more of the line after it.
+        let script = format!(
+            "head -c {before} /dev/zero | tr '\\0' x; printf %.9s \"$API_KEY\"; sleep 0.01; \
+             printf %s \"${{API_KEY#planted-c}}\"; head -c 5000 /dev/zero | tr '\\0' y; echo"
+        );
+        let (test, result) = run(with_secret(&script));
+        result.unwrap();
+        let lines = test.sink.lines();
+        let text: String = lines.iter().map(|(_, line)| line.as_str()).collect();
+        let expected = format!("{}***{}", "x".repeat(before), "y".repeat(5000));
+        assert!(text == expected, "with {before} bytes before it");
+        assert!(lines.iter().all(|(_, line)| line.len() <= LINE));
+    }
+}
+
+const LINE: usize = 16 << 10;
+
+#[test]
+fn variables_that_cannot_have_a_secret_are_refused() {
+    for (variable, part) in [
+        ("A-B", "no name of a variable"),
+        ("EMBERLINE_RUN", "set by the worker itself"),
+    ] {
+        let spec = json!({"command": ["true"], "secrets": {variable: "api-key"}});
+        let builder = TestContext::builder().spec(spec).secret("api-key", CANARY);
+        fails(builder, Reason::UserError, part);
+    }
+}
