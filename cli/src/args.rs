@@ -1,6 +1,6 @@
 //! The command line, as clap reads it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -9,8 +9,9 @@ use emberline_common::{
     ids::TokenName,
     spec::{ByteSize, DurationText},
 };
+use emberline_worker::kinds::collect::{Allowed, Reach};
 
-use crate::security::SecurityArguments;
+use crate::{exit::Exit, security::SecurityArguments};
 
 /// A lightweight MLOps engine: from raw data to a trained, checked, registered model.
 #[derive(Debug, Parser)]
@@ -91,6 +92,47 @@ pub struct StagesArguments {
         hide_short_help = true
     )]
     pub secrets_dir: Option<PathBuf>,
+    /// A host, an address or a network (`10.0.0.0/8`) that `collect` may reach although it is refused by default, as loopback is to a worker of a cluster; may be given several times.
+    #[arg(
+        long = "collect-allow",
+        global = true,
+        env = "EMBERLINE_COLLECT_ALLOW",
+        value_delimiter = ',',
+        value_name = "HOST|CIDR",
+        hide_short_help = true
+    )]
+    pub collect_allow: Vec<Allowed>,
+    /// The directory below which `collect` takes files of the worker's machine, and nowhere else; may be given several times. By default it takes any file that the worker may read but its own.
+    #[arg(
+        long = "collect-root",
+        global = true,
+        env = "EMBERLINE_COLLECT_ROOT",
+        value_delimiter = ',',
+        value_name = "DIR",
+        hide_short_help = true
+    )]
+    pub collect_root: Vec<PathBuf>,
+}
+
+impl StagesArguments {
+    /// What `collect` may reach; never the worker's own state and secrets.
+    ///
+    /// # Errors
+    /// If a root is not there.
+    pub fn reach(&self, reach: Reach, state_dir: &Path) -> Result<Reach, Exit> {
+        let mut roots = Vec::with_capacity(self.collect_root.len());
+        for root in &self.collect_root {
+            let found = root
+                .canonicalize()
+                .map_err(|e| Exit::input(format!("`--collect-root {}`: {e}", root.display())))?;
+            roots.push(found);
+        }
+        let own = [Some(state_dir.to_path_buf()), self.secrets_dir.clone()];
+        Ok(reach
+            .allow(self.collect_allow.iter().cloned())
+            .below(roots)
+            .keep_out_of(own.into_iter().flatten()))
+    }
 }
 
 /// Where what happens is told to others, as CDEvents.

@@ -26,7 +26,7 @@ use emberline_coordinator::{
     store::{StoreError, embedded::EmbeddedStore},
 };
 use emberline_serve::{InferenceServer, ServeConfig};
-use emberline_worker::{RunningWorker, Worker, WorkerConfig, stage::Stage};
+use emberline_worker::{RunningWorker, Worker, WorkerConfig, kinds::collect::Reach, stage::Stage};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use url::Url;
@@ -157,6 +157,10 @@ impl EmbeddedCluster {
             models: None,
             state_dir,
         };
+        // What serves on one's own machine is one's own.
+        let reach = arguments
+            .stages
+            .reach(Reach::of_own_machine(), &cluster.state_dir)?;
         for number in 1..=workers {
             let config = cluster.worker_config(number, workers, address)?;
             let config = WorkerConfig {
@@ -166,7 +170,7 @@ impl EmbeddedCluster {
                 ..config
             };
             let name = config.name.clone();
-            let mut worker = Worker::builder(config).stages(all_stages());
+            let mut worker = Worker::builder(config).stages(all_stages(reach.clone()));
             if let Some(serve) = serve.as_ref().filter(|_| number == 1) {
                 let config = ServeConfig {
                     telemetry: telemetry::get(),
@@ -249,9 +253,9 @@ impl EmbeddedCluster {
     }
 }
 
-/// Every stage kind that this binary has.
-pub fn all_stages() -> Vec<Arc<dyn Stage>> {
-    let mut stages = emberline_worker::builtin_stages();
+/// Every stage kind that this binary has; `collect` within that reach.
+pub fn all_stages(reach: Reach) -> Vec<Arc<dyn Stage>> {
+    let mut stages = emberline_worker::builtin_stages(reach);
     stages.extend(emberline_data::stages());
     stages.extend(emberline_train::stages());
     stages.extend(emberline_report::stages());

@@ -18,6 +18,7 @@ use std::{collections::BTreeMap, error::Error, fs, sync::Arc, time::Duration};
 use emberline_common::ids::{StageKind, WorkerName};
 use emberline_worker::{
     Worker, WorkerConfig, builtin_stages,
+    kinds::collect::Reach,
     stage::{Produced, ProducedContent, Stage, StageContext, StageError, StageOutput},
 };
 use serde::Deserialize;
@@ -101,7 +102,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         ..WorkerConfig::default()
     };
     let worker = Worker::builder(config)
-        .stages(builtin_stages())
+        .stages(builtin_stages(Reach::default()))
         .stage(Arc::new(WordCount(StageKind::new("demo/word-count")?)))
         .start()
         .await?;

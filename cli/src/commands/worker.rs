@@ -12,7 +12,7 @@ use emberline_common::{
     spec::DurationText,
 };
 use emberline_serve::{InferenceServer, ServeConfig};
-use emberline_worker::{RunningWorker, Worker, WorkerConfig, WorkerError};
+use emberline_worker::{RunningWorker, Worker, WorkerConfig, WorkerError, kinds::collect::Reach};
 use rustix::{
     fs::{FlockOperation, flock},
     io::Errno,
@@ -45,7 +45,8 @@ pub async fn worker(
     let _lock = lock(&cluster.state_dir)?;
     let name = config.name.clone();
     let serve = serve(&config, arguments)?;
-    let mut worker = Worker::builder(config).stages(all_stages());
+    let reach = cluster.stages.reach(Reach::default(), &cluster.state_dir)?;
+    let mut worker = Worker::builder(config).stages(all_stages(reach));
     if let Some(config) = serve {
         let server = InferenceServer::start(config).await;
         let server = server.map_err(|e| Exit::cluster(e.to_string()))?;

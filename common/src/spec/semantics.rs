@@ -661,6 +661,14 @@ impl Semantics<'_> {
             {
                 self.add(url.at, &join(&field, "url"), message, None);
             }
+            if let Some(bearer) = source.get("bearer")
+                && let Some(url) = source.get("url").and_then(Node::text)
+                && !url.contains("${")
+                && !url.starts_with("http")
+            {
+                let message = "is for a source at `https:`".to_owned();
+                self.add(bearer.at, &join(&field, "bearer"), message, None);
+            }
             if let Some(name) = source.get("as")
                 && let Some(Err(message)) = name.text().map(check_path)
             {

@@ -9,11 +9,11 @@ use std::sync::Arc;
 
 use crate::stage::Stage;
 
-/// `collect`, `deploy`, `exec` and `noop`.
+/// `collect` within that reach, `deploy`, `exec` and `noop`.
 #[must_use]
-pub fn builtin_stages() -> Vec<Arc<dyn Stage>> {
+pub fn builtin_stages(reach: collect::Reach) -> Vec<Arc<dyn Stage>> {
     vec![
-        Arc::new(collect::Collect),
+        Arc::new(collect::Collect::within(reach)),
         Arc::new(deploy::Deploy),
         Arc::new(exec::Exec),
         Arc::new(noop::Noop),

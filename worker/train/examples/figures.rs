@@ -102,12 +102,14 @@ impl<'a> Made<'a> {
         }
         let context = builder.build();
         let kind = spec.kind.as_str();
-        let runner = emberline_worker::builtin_stages()
-            .into_iter()
-            .chain(emberline_data::stages())
-            .chain(emberline_train::stages())
-            .find(|s| s.kind().as_str() == kind)
-            .expect("the kind is known");
+        let runner = emberline_worker::builtin_stages(
+            emberline_worker::kinds::collect::Reach::of_own_machine(),
+        )
+        .into_iter()
+        .chain(emberline_data::stages())
+        .chain(emberline_train::stages())
+        .find(|s| s.kind().as_str() == kind)
+        .expect("the kind is known");
         let output = (runner.run(&context.ctx)).unwrap_or_else(|e| panic!("{stage}: {e}"));
         let at = self.contexts.len();
         self.contexts.push(context);

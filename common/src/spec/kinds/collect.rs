@@ -5,7 +5,10 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{ids::Digest, spec::ByteSize};
+use crate::{
+    ids::{Digest, SecretName},
+    spec::ByteSize,
+};
 
 /// Fetches files and stores them as one artifact. Since its sources can change, it runs each time, unless every source has a `sha256`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -28,6 +31,9 @@ pub struct Source {
     /// The name of the file in the artifact; the last part of the URL if not given. Only for a source of one file.
     #[serde(default, skip_serializing_if = "Option::is_none", rename = "as")]
     pub name: Option<String>,
+    /// The name of a secret of the worker that is sent as `Authorization: Bearer …`. Only for `https:`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bearer: Option<SecretName>,
     /// The SHA-256 that the file must have; otherwise the stage fails with reason `data`. Only for a source of one file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<Digest>,

@@ -94,6 +94,10 @@ fn take(
     expected: Option<emberline_common::ids::Digest>,
 ) -> Result<(), StageError> {
     let mut file = open(path)?;
+    snapshot
+        .reach
+        .check_file(&file, path)
+        .map_err(StageError::user)?;
     let modified = file.metadata().and_then(|metadata| metadata.modified());
     let modified = modified.ok().map(Timestamp::from);
     let mut incoming = snapshot.begin(name)?;

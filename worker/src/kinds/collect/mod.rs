@@ -1,11 +1,14 @@
 //! `collect`: an immutable snapshot of files from outside.
 //!
 //! What a source names comes from a pipeline file, so it is looked at before it is followed: only
-//! regular files, no links, no addresses that only this machine can see. Start with [`Collect`];
-//! [`files`] and [`web`] know where bytes come from, [`Snapshot`] is where they go.
+//! regular files, no links, no addresses that only this machine can see ([`Reach`]). Start with
+//! [`Collect`]; [`files`] and [`web`] know where bytes come from, [`Snapshot`] is where they go.
 
 mod files;
+mod reach;
 mod web;
+
+pub use reach::{Allowed, Reach};
 
 #[cfg(test)]
 mod tests;
@@ -15,11 +18,12 @@ use std::{
     fs::{self, File},
     io::Write,
     path::PathBuf,
+    sync::Arc,
 };
 
 use emberline_common::{
     artifact::{MAX_FILES, check_path},
-    ids::{Digest, StageKind},
+    ids::{Digest, SecretName, StageKind},
     run_view::Results,
     spec::{
         ArtifactType,
@@ -33,7 +37,16 @@ use sha2::Digest as _;
 use crate::stage::{Produced, ProducedContent, Stage, StageContext, StageError, StageOutput};
 
 /// The kind `collect`.
-pub struct Collect;
+#[derive(Default)]
+pub struct Collect(Arc<Reach>);
+
+impl Collect {
+    /// From within this reach.
+    #[must_use]
+    pub fn within(reach: Reach) -> Self {
+        Self(Arc::new(reach))
+    }
+}
 
 impl Stage for Collect {
     fn kind(&self) -> StageKind {
@@ -44,6 +57,12 @@ impl Stage for Collect {
         BuiltinKind::Collect.version()
     }
 
+    fn secrets(&self, spec: &Value) -> Result<Vec<SecretName>, StageError> {
+        let spec: CollectSpec = crate::stage::spec(spec.clone())?;
+        let sources = spec.sources.into_iter();
+        Ok(sources.filter_map(|source| source.bearer).collect())
+    }
+
     fn run(&self, ctx: &StageContext) -> Result<StageOutput, StageError> {
         let spec: CollectSpec = ctx.spec()?;
         if spec.sources.is_empty() {
@@ -52,6 +71,7 @@ impl Stage for Collect {
         let output = super::output("data");
         let mut snapshot = Snapshot {
             ctx,
+            reach: &self.0,
             dir: ctx.output_dir(&output)?,
             names: HashSet::new(),
             bytes: 0,
@@ -62,7 +82,14 @@ impl Stage for Collect {
             ctx.check_cancelled()?;
             #[allow(clippy::cast_precision_loss, reason = "a share for people")]
             ctx.progress(index as f64 / spec.sources.len() as f64, &source.url);
-            match Place::of(&source.url)? {
+            let place = Place::of(&source.url)?;
+            if source.bearer.is_some() && !matches!(place, Place::Http(_)) {
+                return Err(StageError::user(format!(
+                    "the source `{}` takes no `bearer`: that is for `https:`",
+                    shown(&source.url)
+                )));
+            }
+            match place {
                 Place::Local(path) => files::collect(&mut snapshot, source, path)?,
                 Place::Http(url) => ctx.block_on(web::http(&mut snapshot, source, url))?,
                 Place::S3(url) => ctx.block_on(web::s3(&mut snapshot, source, &url))?,
@@ -172,6 +199,7 @@ fn shown(url: &str) -> String {
 /// The files collected so far.
 struct Snapshot<'a> {
     ctx: &'a StageContext,
+    reach: &'a Arc<Reach>,
     dir: PathBuf,
     names: HashSet<String>,
     bytes: u64,

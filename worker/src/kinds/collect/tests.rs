@@ -69,7 +69,7 @@ fn web(path: &str, at: SocketAddr) -> Vec<u8> {
 
 fn collect(base: &std::path::Path, spec: Value) -> (TestContext, Result<StageOutput, StageError>) {
     let test = TestContext::builder().base_dir(base).spec(spec).build();
-    let result = Collect.run(&test.ctx);
+    let result = Collect::within(Reach::of_own_machine()).run(&test.ctx);
     (test, result)
 }
 
@@ -267,7 +267,9 @@ fn a_server_that_sends_nothing_does_not_keep_the_stage_from_stopping() {
         stop(crate::stage::StopReason::Cancelled);
         std::thread::park_timeout(std::time::Duration::from_secs(1));
     });
-    let error = Collect.run(&test.ctx).unwrap_err();
+    let error = Collect::within(Reach::of_own_machine())
+        .run(&test.ctx)
+        .unwrap_err();
     assert_eq!(error.reason, Reason::Cancelled);
     waiting.join().unwrap();
 }
@@ -317,4 +319,145 @@ fn data_arrived_when_the_newest_source_was_modified_if_all_of_them_tell() {
     let newest = arrived(&[a.clone(), dated]);
     assert_eq!(newest, Some(json!("1994-11-06T08:49:37.000000Z")));
     assert_eq!(arrived(&[a, b, format!("http://{web}/large")]), None);
+}
+
+#[test]
+fn a_worker_of_a_cluster_does_not_reach_itself_however_that_is_written() {
+    let web = serve(web);
+    let port = web.port();
+    let run = |reach: &Reach, url: &str| {
+        let spec = json!({"sources": [{"url": url, "as": "x"}]});
+        let test = TestContext::builder().spec(spec).build();
+        Collect::within(reach.clone()).run(&test.ctx)
+    };
+    let hosts = [
+        "127.0.0.1",
+        "127.1",
+        "2130706433",
+        "0x7f000001",
+        "0x7f.1",
+        "017700000001",
+        "0177.0.0.1",
+        "127.0.0.1.",
+        "%31%32%37.0.0.1",
+        "①②⑦.⓪.⓪.①",
+        "127。0。0。1",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+        "[::ffff:7f00:1]",
+        "[0:0:0:0:0:ffff:127.0.0.1]",
+        "[64:ff9b::127.0.0.1]",
+        "localhost",
+        "LOCALHOST",
+        "0.0.0.0",
+        "0",
+        "169.254.169.254",
+        "2852039166",
+        "[fd00:ec2::254]",
+    ];
+    for host in hosts {
+        let url = format!("http://{host}:{port}/d/x.csv");
+        let error = run(&Reach::default(), &url).expect_err(&url);
+        assert_eq!(error.reason, Reason::UserError, "{url}: {error}");
+        assert!(
+            error.message.contains("is refused: it is"),
+            "{url}: {error}"
+        );
+    }
+    for (allowed, host) in [
+        ("127.0.0.0/8", "2130706433"),
+        ("127.0.0.1", "localhost"),
+        ("localhost", "localhost"),
+    ] {
+        let reach = Reach::default().allow([allowed.parse().unwrap()]);
+        let url = format!("http://{host}:{port}/d/x.csv");
+        assert!(run(&reach, &url).is_ok(), "{url} with {allowed}");
+    }
+    // Allowed is what was asked for, and not where it sends one to.
+    let reach = Reach::default().allow(["127.0.0.1".parse().unwrap()]);
+    let away = run(&reach, &format!("http://127.0.0.1:{port}/away")).unwrap_err();
+    assert!(away.message.contains("another host"), "{away}");
+}
+
+#[test]
+fn what_looks_like_a_file_but_is_the_systems_or_the_workers_is_refused() {
+    let dir = data();
+    for path in [
+        "/proc/self/environ",
+        "/proc/self/maps",
+        "/sys/kernel/mm/transparent_hugepage/enabled",
+    ] {
+        if std::path::Path::new(path).exists() {
+            let spec = json!({"sources": [{"url": format!("file:{path}")}]});
+            refused(dir.path(), spec, Reason::UserError, "the system's own");
+        }
+    }
+    let run = |reach: Reach, url: &str| {
+        let spec = json!({"sources": [{"url": url}]});
+        let test = TestContext::builder()
+            .base_dir(dir.path())
+            .spec(spec)
+            .build();
+        Collect::within(reach).run(&test.ctx)
+    };
+    for url in [
+        "file:d/a.csv",
+        "file:d/",
+        "file:d/*.csv",
+        "file:./x/../d/a.csv",
+    ] {
+        fs::create_dir_all(dir.path().join("x")).unwrap();
+        let own = Reach::default().keep_out_of([dir.path().join("d")]);
+        let error = run(own, url).expect_err(url);
+        assert!(error.message.contains("is the worker's own"), "{error}");
+        let rooted = Reach::default().below([dir.path().join("d/sub")]);
+        assert!(run(rooted, url).is_err(), "{url}");
+        let rooted = Reach::default().below([dir.path().join("d")]);
+        assert!(run(rooted, url).is_ok(), "{url}");
+    }
+}
+
+#[test]
+fn a_bearer_is_sent_where_it_is_meant_for_and_nowhere_in_the_clear() {
+    fn asks(listener: TcpListener) -> String {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        let (mut head, mut line) = (String::new(), String::new());
+        while reader.read_line(&mut line).is_ok_and(|n| n > 2) {
+            head.push_str(&line);
+            line.clear();
+        }
+        stream.write_all(&ok(b"x")).unwrap();
+        head
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/x", listener.local_addr().unwrap());
+    let head = std::thread::spawn(|| asks(listener));
+    let run = |url: &str| {
+        let spec = json!({"sources": [{"url": url, "bearer": "hub"}]});
+        let collect = Collect::within(Reach::of_own_machine());
+        assert_eq!(collect.secrets(&spec).unwrap(), ["hub".parse().unwrap()]);
+        let test = TestContext::builder()
+            .spec(spec)
+            .secret("hub", "planted-canary");
+        collect.run(&test.build().ctx)
+    };
+    run(&url).unwrap();
+    let head = head.join().unwrap();
+    assert!(
+        head.contains("authorization: Bearer planted-canary\r\n"),
+        "{head}"
+    );
+    for (url, part) in [
+        (
+            "http://data.example/x",
+            "for everybody to read: use `https:`",
+        ),
+        ("file:x", "takes no `bearer`"),
+        ("s3://bucket/x", "takes no `bearer`"),
+    ] {
+        let error = run(url).unwrap_err();
+        assert!(error.message.contains(part), "{error}");
+        assert!(!error.message.contains("canary"), "{error}");
+    }
 }

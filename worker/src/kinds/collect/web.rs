@@ -1,7 +1,7 @@
 //! Files of other machines: HTTP and S3.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
@@ -17,13 +17,13 @@ use object_store::{ObjectStoreExt, path::Path};
 use reqwest::{
     StatusCode,
     dns::{Addrs, Name, Resolve, Resolving},
-    header,
+    header::{self, HeaderValue},
     redirect::Policy,
 };
 use tokio::sync::watch;
 use url::Url;
 
-use super::{Snapshot, matches, name_of, one_file_only, shown};
+use super::{Reach, Snapshot, matches, name_of, one_file_only, shown};
 use crate::stage::{StageError, StopReason};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -38,12 +38,15 @@ pub(super) async fn http(
     url: Url,
 ) -> Result<(), StageError> {
     let named = shown(&source.url);
-    if let Some(url::Host::Ipv4(ip)) = url.host() {
-        refuse(&named, ip.into())?;
+    let ip = match url.host() {
+        Some(url::Host::Ipv4(ip)) => Some(IpAddr::from(ip)),
+        Some(url::Host::Ipv6(ip)) => Some(IpAddr::from(ip)),
+        _ => None,
+    };
+    if let Some(Err(why)) = ip.map(|ip| snapshot.reach.check(ip)) {
+        return Err(StageError::user(format!("`{named}` {REFUSED} {why}")));
     }
-    if let Some(url::Host::Ipv6(ip)) = url.host() {
-        refuse(&named, ip.into())?;
-    }
+    let bearer = bearer(snapshot, source, &url, ip)?;
     let last = url
         .path_segments()
         .and_then(Iterator::last)
@@ -54,10 +57,14 @@ pub(super) async fn http(
             "the URL `{named}` names no file: give it a name by `as`"
         )));
     }
-    let client =
-        client(&url).map_err(|e| StageError::system(format!("cannot set up HTTP: {e}")))?;
+    let client = client(&url, snapshot.reach)
+        .map_err(|e| StageError::system(format!("cannot set up HTTP: {e}")))?;
     let mut stop = snapshot.ctx.stop.clone();
-    let sent = client.get(url).send();
+    let mut request = client.get(url);
+    if let Some(bearer) = bearer {
+        request = request.header(header::AUTHORIZATION, bearer);
+    }
+    let sent = request.send();
     let mut response = or_stop(snapshot, &mut stop, sent)
         .await?
         .map_err(|e| request_error(&named, &e))?;
@@ -88,7 +95,30 @@ pub(super) async fn http(
     }
 }
 
-fn client(url: &Url) -> reqwest::Result<reqwest::Client> {
+/// What to send as `Authorization`, if the source says so: never in the clear over a network.
+fn bearer(
+    snapshot: &Snapshot<'_>,
+    source: &Source,
+    url: &Url,
+    ip: Option<IpAddr>,
+) -> Result<Option<HeaderValue>, StageError> {
+    let Some(name) = &source.bearer else {
+        return Ok(None);
+    };
+    if url.scheme() != "https" && !ip.is_some_and(|ip| ip.is_loopback()) {
+        return Err(StageError::user(format!(
+            "`{}` would send the secret `{name}` for everybody to read: use `https:`",
+            shown(&source.url)
+        )));
+    }
+    let value = format!("Bearer {}", snapshot.ctx.secret(name)?.reveal());
+    let mut value = HeaderValue::from_str(&value)
+        .map_err(|_| StageError::user(format!("the secret `{name}` cannot be sent in a header")))?;
+    value.set_sensitive(true);
+    Ok(Some(value))
+}
+
+fn client(url: &Url, reach: &Arc<Reach>) -> reqwest::Result<reqwest::Client> {
     tls::install_crypto_provider();
     let origin = url.clone();
     let same_host = Policy::custom(move |attempt| {
@@ -110,7 +140,7 @@ fn client(url: &Url) -> reqwest::Result<reqwest::Client> {
         .read_timeout(READ_TIMEOUT)
         .redirect(same_host)
         .referer(false)
-        .dns_resolver(Arc::new(PublicOnly))
+        .dns_resolver(Arc::new(WithinReach(Arc::clone(reach))))
         .build()
 }
 
@@ -153,62 +183,39 @@ fn request_error(url: &str, error: &reqwest::Error) -> StageError {
     StageError::storage(format!("cannot fetch `{url}`: {what} ({why})"))
 }
 
-const REFUSED: &str = "it is an address that only this machine's own network may use";
+/// What is said of a place that may not be reached, before what it is.
+const REFUSED: &str = "is refused: it is";
 
-fn refuse(url: &str, ip: IpAddr) -> Result<(), StageError> {
-    if is_allowed(ip) {
-        return Ok(());
-    }
-    Err(StageError::user(format!(
-        "`{url}` is refused: {ip}: {REFUSED}"
-    )))
-}
+/// Resolves names, and leaves out the addresses that may not be reached: a name may point anywhere.
+/// What is left is where the connection goes to; nobody resolves the name again.
+struct WithinReach(Arc<Reach>);
 
-/// Whether it is no address under which clouds answer their own machines (metadata, credentials),
-/// and none that means this network only.
-fn is_allowed(ip: IpAddr) -> bool {
-    const METADATA_V4: [Ipv4Addr; 2] = [
-        // Azure's wire server, Alibaba's metadata.
-        Ipv4Addr::new(168, 63, 129, 16),
-        Ipv4Addr::new(100, 100, 100, 200),
-    ];
-    const METADATA_V6: [Ipv6Addr; 2] = [
-        // AWS and Google.
-        Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254),
-        Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254),
-    ];
-    match ip {
-        IpAddr::V4(ip) => {
-            !(ip.is_link_local()
-                || ip.is_unspecified()
-                || ip.is_multicast()
-                || ip.is_broadcast()
-                || METADATA_V4.contains(&ip))
+impl WithinReach {
+    fn of(&self, name: &str, found: impl Iterator<Item = SocketAddr>) -> Result<Addrs, String> {
+        if self.0.knows(name) {
+            return Ok(Box::new(found.collect::<Vec<_>>().into_iter()));
         }
-        IpAddr::V6(ip) => match ip.to_ipv4_mapped() {
-            Some(ip) => is_allowed(ip.into()),
-            None => {
-                !(ip.is_unicast_link_local()
-                    || ip.is_unspecified()
-                    || ip.is_multicast()
-                    || METADATA_V6.contains(&ip))
+        let mut refused = None;
+        let mut allowed = Vec::new();
+        for at in found {
+            match self.0.check(at.ip()) {
+                Ok(()) => allowed.push(at),
+                Err(why) => refused = Some((at.ip(), why)),
             }
-        },
+        }
+        match refused {
+            Some((ip, why)) if allowed.is_empty() => Err(format!("{name} {REFUSED} {ip}, {why}")),
+            _ => Ok(Box::new(allowed.into_iter())),
+        }
     }
 }
 
-/// Resolves names, and leaves out the addresses that are refused: a name may point anywhere.
-struct PublicOnly;
-
-impl Resolve for PublicOnly {
+impl Resolve for WithinReach {
     fn resolve(&self, name: Name) -> Resolving {
+        let this = Self(Arc::clone(&self.0));
         Box::pin(async move {
             let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            let allowed: Vec<SocketAddr> = found.filter(|at| is_allowed(at.ip())).collect();
-            if allowed.is_empty() {
-                return Err(format!("{}: {REFUSED}", name.as_str()).into());
-            }
-            Ok(Box::new(allowed.into_iter()) as Addrs)
+            Ok(this.of(name.as_str(), found)?)
         })
     }
 }
@@ -307,23 +314,41 @@ pub(super) async fn s3(
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
+
     use super::*;
 
     #[test]
-    fn addresses_of_clouds_own_services_are_refused_also_in_disguise() {
-        for refused in [
-            "169.254.169.254",
+    fn of_a_name_only_the_addresses_within_reach_are_left() {
+        let found = |addresses: &[&str]| {
+            let all = addresses
+                .iter()
+                .map(|a| SocketAddr::new(a.parse().unwrap(), 0));
+            all.collect::<Vec<_>>().into_iter()
+        };
+        let resolver = WithinReach(Arc::default());
+        let mixed = [
+            "127.0.0.1",
+            "93.184.216.34",
             "::ffff:169.254.169.254",
-            "fe80::1",
-            "fd00:ec2::254",
-            "0.0.0.0",
-            "100.100.100.200",
-        ] {
-            assert!(!refused.parse().is_ok_and(is_allowed), "{refused}");
-        }
-        for allowed in ["127.0.0.1", "10.0.0.1", "93.184.216.34", "2606:2800::1"] {
-            assert!(allowed.parse().is_ok_and(is_allowed), "{allowed}");
-        }
+            "10.0.0.1",
+        ];
+        let left: Vec<_> = resolver.of("x.example", found(&mixed)).unwrap().collect();
+        assert_eq!(
+            left,
+            found(&["93.184.216.34", "10.0.0.1"]).collect::<Vec<_>>()
+        );
+        let Err(why) = resolver.of("x.example", found(&["::1", "127.0.0.1"])) else {
+            panic!("nothing of it may be reached");
+        };
+        assert_eq!(
+            why,
+            "x.example is refused: it is 127.0.0.1, the worker's own machine"
+        );
+        let reach = Reach::default().allow(["x.example".parse().unwrap()]);
+        let resolver = WithinReach(Arc::new(reach));
+        assert_eq!(resolver.of("X.example", found(&mixed)).unwrap().count(), 4);
+        assert!(resolver.of("y.example", found(&["::1"])).is_err());
     }
 
     #[test]
