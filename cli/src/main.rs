@@ -8,7 +8,6 @@ mod embedded;
 mod exit;
 mod fetch;
 mod git;
-mod inherited;
 mod leader_channel;
 mod local_cluster;
 mod moment;
@@ -32,7 +31,9 @@ fn main() -> ExitCode {
     // same user, the commands of stages among them, none looks into it. Where it cannot be had, all
     // else works as well.
     let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
-    inherited::keep_from_commands();
+    // What whoever started this process left open in it (a lock, a pipe, a file with a secret) is not
+    // that of the commands that it starts.
+    close_fds::set_fds_cloexec(3, &[]);
     // What stays up says what it does; the rest only what goes wrong.
     let stays = matches!(
         arguments.command,
