@@ -73,6 +73,7 @@ step "licences and dependencies" deny
 step "lints" cargo clippy --locked --workspace --all-targets --quiet -- -D warnings
 step "tests" tests
 step "chart" tests/helm/check.sh "$target/debug/emberline"
+step "fuzz" tests/fuzz/run.sh
 step "documents" env "PATH=$EMBERLINE_TOOLS/python/bin:$PATH" docs/check.sh "$target/debug/emberline"
 
 printf '\nall passed\n'

@@ -13,6 +13,8 @@ mod delivery_gauges;
 pub mod dora;
 pub mod engine;
 pub mod events;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod gc;
 mod high_water;
 mod holds;

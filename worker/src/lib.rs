@@ -10,6 +10,8 @@ mod cache;
 mod checkpoints;
 mod config;
 pub mod documents;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod kinds;
 pub mod machine;
 mod outputs;

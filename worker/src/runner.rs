@@ -52,9 +52,12 @@ use crate::{
 /// Input files on their way at a time.
 const FILES_AT_A_TIME: usize = 8;
 
+/// The kinds that a worker has.
+pub(crate) type Stages = BTreeMap<StageKind, Arc<dyn Stage>>;
+
 /// Runs attempts.
 pub(crate) struct Runner {
-    pub stages: BTreeMap<StageKind, Arc<dyn Stage>>,
+    pub stages: Stages,
     pub cache: Arc<Cache>,
     pub board: Arc<Board>,
     pub work_dir: PathBuf,
@@ -110,71 +113,11 @@ struct Success {
     registration: Option<pb::ModelRegistration>,
 }
 
-impl Runner {
-    /// Takes an attempt on. Every assignment that names an attempt comes to a report.
-    pub fn assign(self: &Arc<Self>, store: &ArtifactStore, mut message: pb::Assignment) {
-        let id = match message.id.take().map(AttemptId::try_from) {
-            Some(Ok(id)) => id,
-            Some(Err(error)) => {
-                tracing::error!(%error, "an assignment that names no attempt was dropped");
-                return;
-            }
-            None => {
-                tracing::error!("an assignment without an attempt was dropped");
-                return;
-            }
-        };
-        self.board.stop_older(&id.run, &id.task, id.attempt);
-        let kind = StageKind::new(&message.kind).ok();
-        let stage = kind.and_then(|kind| self.stages.get(&kind));
-        if stage.is_some_and(|stage| stage.does_nothing()) {
-            // A join of thousands of tasks costs no thread, no directory and no object.
-            let report = pb::AttemptReport {
-                id: Some((&id).into()),
-                ..pb::AttemptReport::default()
-            };
-            self.board.done_at_once(id, report);
-            return;
-        }
-        let Some(stop) = self.board.begin(&id) else {
-            return;
-        };
-        match self.job(id.clone(), message) {
-            Ok(job) => {
-                let (this, store) = (self.clone(), store.clone());
-                let telemetry = AttemptTelemetry::new(
-                    self.instruments.clone(),
-                    &id,
-                    job.pipeline.clone(),
-                    &job.traceparent,
-                    stop.clone(),
-                );
-                let context = telemetry.context();
-                let span = attempt_span(context.as_ref(), &id);
-                let run = this.run(store, job, stop, telemetry);
-                self.tasks.spawn(within(context, run).instrument(span));
-            }
-            Err(error) => {
-                let failure = Failure::new(
-                    Reason::System,
-                    format!("the assignment cannot be read: {error}"),
-                );
-                self.board.report(
-                    &id,
-                    pb::AttemptReport {
-                        id: Some((&id).into()),
-                        failure: Some((&failure).into()),
-                        ..pb::AttemptReport::default()
-                    },
-                );
-                self.board.end(&id);
-            }
-        }
-    }
-
-    fn job(&self, id: AttemptId, message: pb::Assignment) -> Result<Job, WireError> {
+impl Job {
+    /// Checks every field of an assignment.
+    fn of(stages: &Stages, id: AttemptId, message: pb::Assignment) -> Result<Self, WireError> {
         let kind: StageKind = wire::id("kind", &message.kind)?;
-        let stage = self.stages.get(&kind).cloned().ok_or_else(|| {
+        let stage = stages.get(&kind).cloned().ok_or_else(|| {
             WireError::new(
                 "kind",
                 format!("this worker does not know the kind `{kind}`"),
@@ -205,7 +148,7 @@ impl Runner {
         outputs.sort_unstable_by(|a, b| a.0.cmp(&b.0));
         let run_view = from_json("run_json", &message.run_json)?;
         let delivery = from_json("delivery_json", &message.delivery_json)?;
-        Ok(Job {
+        Ok(Self {
             id,
             pipeline: wire::id("pipeline", &message.pipeline)?,
             spec: wire::json("spec_json", &message.spec_json)?,
@@ -220,6 +163,78 @@ impl Runner {
             traceparent: message.traceparent,
             stage,
         })
+    }
+}
+
+/// Whether an assignment could be taken on, for [`crate::fuzzing`].
+pub(crate) fn can_be_read(stages: &Stages, mut message: pb::Assignment) -> bool {
+    let id = message.id.take().map(AttemptId::try_from);
+    match id {
+        Some(Ok(id)) => Job::of(stages, id, message).is_ok(),
+        _ => false,
+    }
+}
+
+impl Runner {
+    /// Takes an attempt on. Every assignment that names an attempt comes to a report.
+    pub fn assign(self: &Arc<Self>, store: &ArtifactStore, mut message: pb::Assignment) {
+        let id = match message.id.take().map(AttemptId::try_from) {
+            Some(Ok(id)) => id,
+            Some(Err(error)) => {
+                tracing::error!(%error, "an assignment that names no attempt was dropped");
+                return;
+            }
+            None => {
+                tracing::error!("an assignment without an attempt was dropped");
+                return;
+            }
+        };
+        self.board.stop_older(&id.run, &id.task, id.attempt);
+        let kind = StageKind::new(&message.kind).ok();
+        let stage = kind.and_then(|kind| self.stages.get(&kind));
+        if stage.is_some_and(|stage| stage.does_nothing()) {
+            // A join of thousands of tasks costs no thread, no directory and no object.
+            let report = pb::AttemptReport {
+                id: Some((&id).into()),
+                ..pb::AttemptReport::default()
+            };
+            self.board.done_at_once(id, report);
+            return;
+        }
+        let Some(stop) = self.board.begin(&id) else {
+            return;
+        };
+        match Job::of(&self.stages, id.clone(), message) {
+            Ok(job) => {
+                let (this, store) = (self.clone(), store.clone());
+                let telemetry = AttemptTelemetry::new(
+                    self.instruments.clone(),
+                    &id,
+                    job.pipeline.clone(),
+                    &job.traceparent,
+                    stop.clone(),
+                );
+                let context = telemetry.context();
+                let span = attempt_span(context.as_ref(), &id);
+                let run = this.run(store, job, stop, telemetry);
+                self.tasks.spawn(within(context, run).instrument(span));
+            }
+            Err(error) => {
+                let failure = Failure::new(
+                    Reason::System,
+                    format!("the assignment cannot be read: {error}"),
+                );
+                self.board.report(
+                    &id,
+                    pb::AttemptReport {
+                        id: Some((&id).into()),
+                        failure: Some((&failure).into()),
+                        ..pb::AttemptReport::default()
+                    },
+                );
+                self.board.end(&id);
+            }
+        }
     }
 
     async fn run(

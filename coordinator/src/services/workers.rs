@@ -408,6 +408,20 @@ fn reports(session: SessionId, mut rest: Vec<AttemptReport>) -> Vec<Command> {
     commands
 }
 
+/// Translates a message without a session, for [`crate::fuzzing`].
+pub(crate) fn translated(message: WorkerMessage) -> Result<(), Status> {
+    let session = SessionId(0);
+    match message.message {
+        Some(FromWorker::Register(register)) => hello(session, register).map(drop),
+        Some(FromWorker::Reports(told)) => translate::reports(told.reports).map(drop),
+        Some(FromWorker::Serving(status)) => {
+            let status: Result<ServingStatus, _> = status.try_into();
+            status.map(drop).map_err(translate::bad)
+        }
+        _ => Ok(()),
+    }
+}
+
 fn missing(field: &str) -> Status {
     status::bad_field(field, "it is missing")
 }

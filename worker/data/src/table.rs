@@ -3,6 +3,7 @@
 use std::{
     borrow::Cow,
     fs::File,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
 };
 
@@ -257,7 +258,7 @@ impl TableReader {
         let mut schema: Option<Schema> = None;
         let mut rows = 0;
         for file in &files {
-            let builder = open_file(file)?;
+            let builder = guarded(file, || open_file(file))?;
             rows += builder.metadata().file_metadata().num_rows().unsigned_abs();
             let own = Schema::from_arrow(builder.schema()).map_err(|e| unreadable(file, &e))?;
             match &schema {
@@ -299,19 +300,19 @@ impl TableReader {
     fn next_batch(&mut self) -> Result<Option<RecordBatch>, StageError> {
         loop {
             if let Some((file, reader)) = &mut self.current {
-                match reader.next() {
-                    Some(Ok(batch)) => return Ok(Some(batch)),
-                    Some(Err(e)) => return Err(unreadable(file, &e)),
+                let next = || reader.next().transpose().map_err(|e| unreadable(file, &e));
+                match guarded(file, next)? {
+                    Some(batch) => return Ok(Some(batch)),
                     None => self.current = None,
                 }
             }
             let Some(file) = self.files.next() else {
                 return Ok(None);
             };
-            let reader = open_file(&file)?
-                .with_batch_size(BATCH_ROWS)
-                .build()
-                .map_err(|e| unreadable(&file, &e))?;
+            let reader = guarded(&file, || {
+                let reader = open_file(&file)?.with_batch_size(BATCH_ROWS).build();
+                reader.map_err(|e| unreadable(&file, &e))
+            })?;
             self.current = Some((file, reader));
         }
     }
@@ -333,6 +334,12 @@ impl Iterator for TableReader {
 fn open_file(file: &Path) -> Result<ParquetRecordBatchReaderBuilder<File>, StageError> {
     let handle = File::open(file).map_err(|e| StageError::io("open", file, e))?;
     ParquetRecordBatchReaderBuilder::try_new(handle).map_err(|e| unreadable(file, &e))
+}
+
+/// The parser has been seen to panic on damaged files, and a table may be a command's.
+fn guarded<T>(file: &Path, read: impl FnOnce() -> Result<T, StageError>) -> Result<T, StageError> {
+    catch_unwind(AssertUnwindSafe(read))
+        .unwrap_or_else(|_| Err(unreadable(file, &"its parts do not fit together")))
 }
 
 fn unreadable(file: &Path, error: &dyn std::fmt::Display) -> StageError {

@@ -127,6 +127,25 @@ mod json_lines {
 mod parquet_files {
     use super::*;
 
+    /// Found by fuzzing: the parser panics on it.
+    #[test]
+    fn a_table_that_no_parser_survives_is_told_as_damaged() {
+        const FOUND: &[u8] =
+            include_bytes!("../../../tests/fuzz/corpus/parquet/found-negative-column-start");
+        refused(
+            &one("a.parquet", FOUND, json!({})),
+            Reason::Data,
+            &["data/a.parquet"],
+        );
+        let dir = files(&[("a.parquet", FOUND)]);
+        let error = Table::read_dir(dir.path()).unwrap_err();
+        assert_eq!(error.reason, Reason::Storage, "{error}");
+        assert!(
+            error.message.contains("cannot read the table's file"),
+            "{error}"
+        );
+    }
+
     /// The Parquet file of a table with two rows.
     fn parquet() -> Vec<u8> {
         let ran = one("a.csv", b"n,t\n1,x\n2,y\n", json!({}));

@@ -56,20 +56,23 @@ impl Decoder for InferDecoder {
     type Error = Status;
 
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Self::Item>, Status> {
-        let message = buffer.copy_to_bytes(buffer.remaining());
-        let parts = count_parts(message.clone()).and_then(|parts| {
-            if parts > MAX_PARTS {
-                return Err(format!(
-                    "the request has {parts} tensors and outputs, more than {MAX_PARTS}"
-                ));
-            }
-            let request = ModelInferRequest::decode(message);
-            request.map_err(|e| format!("the message is no ModelInferRequest: {e}"))
-        });
-        parts
-            .map(Some)
-            .map_err(|why| InferError::bad("message", why).into())
+        let request = decode(buffer.copy_to_bytes(buffer.remaining()));
+        request.map(Some).map_err(Into::into)
     }
+}
+
+/// A request from its message.
+pub(crate) fn decode(message: Bytes) -> Result<ModelInferRequest, InferError> {
+    let parts = count_parts(message.clone()).and_then(|parts| {
+        if parts > MAX_PARTS {
+            return Err(format!(
+                "the request has {parts} tensors and outputs, more than {MAX_PARTS}"
+            ));
+        }
+        let request = ModelInferRequest::decode(message);
+        request.map_err(|e| format!("the message is no ModelInferRequest: {e}"))
+    });
+    parts.map_err(|why| InferError::bad("message", why))
 }
 
 /// Fields of the outermost message that repeat.

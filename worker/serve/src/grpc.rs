@@ -159,6 +159,25 @@ fn tensors_of(inputs: Vec<InferInputTensor>, raw: Vec<Bytes>) -> Result<Vec<Tens
     tensors.collect()
 }
 
+/// What a message asks for; who asks, and how long it waits by its headers, is not in it.
+pub(crate) fn request_of(request: ModelInferRequest) -> Result<infer::Request, InferError> {
+    check_parameters("the request", &request.parameters)?;
+    for output in &request.outputs {
+        let of = format!("the output `{}`", cut(&output.name));
+        check_parameters(&of, &output.parameters)?;
+    }
+    Ok(infer::Request {
+        within: timeout_parameter(&request.parameters),
+        model: request.model_name,
+        version: request.model_version,
+        id: request.id,
+        inputs: tensors_of(request.inputs, request.raw_input_contents)?,
+        outputs: request.outputs.into_iter().map(|o| o.name).collect(),
+        arrived: Instant::now(),
+        caller: None,
+    })
+}
+
 /// The most probable class of each row.
 pub(crate) fn classes_of(answer: &Answer) -> Vec<&str> {
     let Predictions::Probabilities { classes, values } = &*answer.predictions else {
@@ -316,25 +335,16 @@ impl GrpcInferenceService for Inference {
         let caller = request.metadata().get("traceparent");
         let caller = caller.and_then(|text| text.to_str().ok()?.parse().ok());
         let request = request.into_inner();
-        check_parameters("the request", &request.parameters)?;
-        let own = timeout_parameter(&request.parameters);
         let is_raw = !request.raw_input_contents.is_empty();
-        for output in &request.outputs {
-            let of = format!("the output `{}`", cut(&output.name));
-            check_parameters(&of, &output.parameters)?;
-        }
+        let request = request_of(request)?;
         let request = infer::Request {
-            model: request.model_name,
-            version: request.model_version,
-            id: request.id,
-            inputs: tensors_of(request.inputs, request.raw_input_contents)?,
-            outputs: request.outputs.into_iter().map(|o| o.name).collect(),
-            within: match (within, own) {
+            within: match (within, request.within) {
                 (Some(a), Some(b)) => Some(a.min(b)),
                 (a, b) => a.or(b),
             },
             arrived,
             caller,
+            ..request
         };
         let answer = self.0.infer(request).await?;
         Ok(Response::new(response_of(&answer, is_raw)))

@@ -20,6 +20,8 @@ mod counters;
 mod drift;
 mod error;
 mod feedback;
+#[doc(hidden)]
+pub mod fuzzing;
 mod grpc;
 mod http_service;
 mod infer;

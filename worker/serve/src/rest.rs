@@ -251,8 +251,8 @@ async fn reading<T: Send + 'static>(
 }
 
 /// A request, and which outputs are to come as bytes.
-struct Asked {
-    request: infer::Request,
+pub(crate) struct Asked {
+    pub request: infer::Request,
     all_binary: bool,
     binary: Vec<String>,
 }
@@ -306,7 +306,7 @@ fn checked(of: &str, parameters: &Parameters) -> Result<(), InferError> {
 }
 
 /// What the body asks for.
-fn asked(body: &Bytes, json_length: usize) -> Result<Asked, InferError> {
+pub(crate) fn asked(body: &Bytes, json_length: usize) -> Result<Asked, InferError> {
     let parsed: InferBody = serde_json::from_slice(&body[..json_length])
         .map_err(|e| InferError::bad("body", format!("the body is no request: {e}")))?;
     checked("the request", &parsed.parameters)?;
