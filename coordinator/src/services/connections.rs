@@ -25,6 +25,8 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
+use super::prompt::Prompt;
+
 /// Connections at once; more wait to be accepted.
 const MAX_CONNECTIONS: usize = 4096;
 /// How long to wait after a failed accept: it fails at once while there are too many open files.
@@ -32,7 +34,7 @@ const AFTER_FAILURE: Duration = Duration::from_millis(50);
 
 /// A connection that ends when it is told so.
 pub(super) struct Connection {
-    stream: Wire,
+    stream: Prompt<Wire>,
     peer: Peer,
     closed: Pin<Box<WaitForCancellationFutureOwned>>,
     _counted: OwnedSemaphorePermit,
@@ -105,7 +107,7 @@ impl Accepting {
     fn connection(&self, stream: Wire, counted: OwnedSemaphorePermit) -> Connection {
         Connection {
             peer: stream.peer(),
-            stream,
+            stream: Prompt::new(stream),
             closed: Box::pin(self.close.clone().cancelled_owned()),
             _counted: counted,
         }

@@ -13,6 +13,7 @@ mod http_pages;
 mod imports;
 mod logs;
 pub(crate) mod models;
+mod prompt;
 pub(crate) mod role;
 pub(crate) mod runs;
 pub(crate) mod server;
