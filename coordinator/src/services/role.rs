@@ -224,6 +224,9 @@ impl Service<Request<Body>> for Role {
         if path == http_pages::EVENTS {
             return self.clone().event(request).map(Ok).boxed();
         }
+        if let Some(refusal) = http_pages::no_call(&request) {
+            return Box::pin(std::future::ready(Ok(refusal)));
+        }
         let service = path.trim_start_matches('/').split('/').next();
         if service.is_some_and(|service| LED.contains(&service)) {
             let term = self.term.borrow().clone();
