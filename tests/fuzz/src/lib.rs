@@ -4,6 +4,11 @@
 //! `run.sh` searches for bytes with which one does; `tests/corpus.rs` replays what is kept of that
 //! in `corpus/`, one directory for each of [`TARGETS`].
 
+#![allow(
+    clippy::panic,
+    reason = "a panic is how a target says that something is wrong"
+)]
+
 mod protocol;
 mod tables;
 
