@@ -18,7 +18,7 @@ fn decoded<T: Message + Default>(data: &[u8]) -> Option<T> {
 
 macro_rules! requests {
     ($($name:ident,)*) => {
-        /// Every request of a client, by name.
+        /// Every request of a client. The corpus knows them by their place: a new one comes last.
         const REQUESTS: &[(&str, fn(&[u8]))] = &[
             $((stringify!($name), |data| {
                 let _ = decoded::<pb::$name>(data);
@@ -62,9 +62,12 @@ requests! {
     ValidatePipelineRequest,
     WatchDeploymentRequest,
     WatchRunRequest,
+    CreateTokenRequest,
+    ListTokensRequest,
+    RevokeTokenRequest,
 }
 
-/// The first byte says which request the rest is.
+/// The first byte says which request the rest is; the last ones are parts of requests.
 pub fn request(data: &[u8]) {
     let Some((which, data)) = data.split_first() else {
         return;
@@ -74,7 +77,7 @@ pub fn request(data: &[u8]) {
         decode(data);
         return;
     }
-    match which - REQUESTS.len() {
+    match 255 - which {
         0 => drop(decoded::<pb::Change>(data).map(wire::change)),
         1 => drop(decoded::<pb::ServingPlan>(data).map(ServingPlan::try_from)),
         2 => drop(decoded::<pb::ServingOffer>(data).map(ServingOffer::try_from)),
