@@ -7,19 +7,23 @@
 
 use std::{
     fmt,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
+use arc_swap::ArcSwapOption;
 use emberline_common::time::Timestamp;
 use etcd_client::{Client, ConnectOptions, Error};
 use tokio::{
-    sync::{OnceCell, watch},
+    sync::{Mutex, watch},
     time::{Instant, sleep, timeout},
 };
 use tonic::Code;
 
-use super::EtcdConfig;
+use super::{Certificates, EtcdConfig, EtcdTls};
 use crate::store::{StoreError, TroubleKind};
 
 /// How long one member may take to answer, before the next one is asked.
@@ -119,13 +123,22 @@ pub(super) enum Patience {
 
 struct Member {
     url: String,
-    client: OnceCell<Client>,
+    client: ArcSwapOption<Connected>,
+    /// Held by whoever connects.
+    connecting: Mutex<()>,
+}
+
+/// A connection, and the certificates that it was made with.
+struct Connected {
+    client: Client,
+    certificates: Option<Arc<Certificates>>,
 }
 
 /// All members.
 pub(super) struct Members {
     members: Vec<Member>,
     options: ConnectOptions,
+    tls: Option<EtcdTls>,
     current: AtomicUsize,
     trouble: watch::Sender<Option<Trouble>>,
 }
@@ -153,9 +166,6 @@ impl Members {
                 .with_user(user, password)
                 .with_auto_token_refresh(true);
         }
-        if let Some(tls) = &config.tls {
-            options = options.with_tls(tls.options());
-        }
         let members = config
             .endpoints
             .iter()
@@ -163,12 +173,14 @@ impl Members {
             .map(|url| {
                 Ok(Member {
                     url: url?,
-                    client: OnceCell::new(),
+                    client: ArcSwapOption::empty(),
+                    connecting: Mutex::new(()),
                 })
             });
         Ok(Self {
             members: members.collect::<Result<_, StoreError>>()?,
             options,
+            tls: config.tls.clone(),
             current: AtomicUsize::new(0),
             trouble: watch::Sender::new(None),
         })
@@ -310,8 +322,38 @@ impl Members {
 
     pub(super) async fn client(&self, at: usize) -> Result<Client, Error> {
         let member = &self.members[at % self.members.len()];
-        let connect = || Client::connect([member.url.as_str()], Some(self.options.clone()));
-        member.client.get_or_try_init(connect).await.cloned()
+        let certificates = match &self.tls {
+            Some(tls) => Some(tls.files.current().await),
+            None => None,
+        };
+        let known = || {
+            let connected = member.client.load();
+            let fits = |c: &Arc<Connected>| match (&c.certificates, &certificates) {
+                (Some(used), Some(now)) => Arc::ptr_eq(used, now),
+                (None, None) => true,
+                _ => false,
+            };
+            let fitting = connected.as_ref().filter(|connected| fits(connected));
+            fitting.map(|connected| connected.client.clone())
+        };
+        if let Some(client) = known() {
+            return Ok(client);
+        }
+        let _one_at_a_time = member.connecting.lock().await;
+        if let Some(client) = known() {
+            return Ok(client);
+        }
+        let mut options = self.options.clone();
+        if let Some(certificates) = &certificates {
+            options = options.with_tls(certificates.options());
+        }
+        let client = Client::connect([member.url.as_str()], Some(options)).await?;
+        // What goes on over the one before, goes on.
+        member.client.store(Some(Arc::new(Connected {
+            client: client.clone(),
+            certificates,
+        })));
+        Ok(client)
     }
 
     fn classify(&self, e: &Error) -> Failure {

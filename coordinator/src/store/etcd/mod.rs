@@ -26,7 +26,7 @@ use std::{
     time::Duration,
 };
 
-use emberline_common::ids::Epoch;
+use emberline_common::{ids::Epoch, reload::Reloaded};
 use etcd_client::{Certificate, Identity, TlsOptions};
 use futures::future::BoxFuture;
 use tokio::{sync::watch, time::Instant};
@@ -66,13 +66,18 @@ pub struct EtcdConfig {
     pub compact_every: Option<Duration>,
 }
 
-/// Certificates in PEM.
-#[derive(Clone, Default)]
+/// Certificates: files that are read again when they have changed, for the connections from then on.
+#[derive(Clone)]
 pub struct EtcdTls {
+    files: Arc<Reloaded<Certificates>>,
+}
+
+/// What the files say, in PEM.
+struct Certificates {
     /// Of the authority that signed etcd's certificate.
-    pub ca: Option<Vec<u8>>,
+    ca: Option<Vec<u8>>,
     /// Our own certificate and key.
-    pub identity: Option<(Vec<u8>, Vec<u8>)>,
+    identity: Option<(Vec<u8>, Vec<u8>)>,
 }
 
 impl EtcdTls {
@@ -85,12 +90,8 @@ impl EtcdTls {
         certificate: Option<PathBuf>,
         key: Option<PathBuf>,
     ) -> Result<Option<Self>, StoreError> {
-        let read = |path: PathBuf| {
-            std::fs::read(&path)
-                .map_err(|e| StoreError::Config(format!("cannot read `{}`: {e}", path.display())))
-        };
         let identity = match (certificate, key) {
-            (Some(certificate), Some(key)) => Some((read(certificate)?, read(key)?)),
+            (Some(certificate), Some(key)) => Some((certificate, key)),
             (None, None) => None,
             _ => {
                 return Err(StoreError::Config(
@@ -98,10 +99,30 @@ impl EtcdTls {
                 ));
             }
         };
-        let ca = ca.map(read).transpose()?;
-        Ok((ca.is_some() || identity.is_some()).then_some(Self { ca, identity }))
+        if ca.is_none() && identity.is_none() {
+            return Ok(None);
+        }
+        let own = identity
+            .iter()
+            .flat_map(|(certificate, key)| [certificate, key]);
+        let files = ca.iter().chain(own).cloned().collect();
+        let read = |path: &PathBuf| {
+            std::fs::read(path)
+                .map_err(|e| StoreError::Config(format!("cannot read `{}`: {e}", path.display())))
+        };
+        let files = Reloaded::open("certificates for etcd", files, move || {
+            let identity = match &identity {
+                Some((certificate, key)) => Some((read(certificate)?, read(key)?)),
+                None => None,
+            };
+            let ca = ca.as_ref().map(read).transpose()?;
+            Ok::<_, StoreError>(Certificates { ca, identity })
+        })?;
+        Ok(Some(Self { files }))
     }
+}
 
+impl Certificates {
     fn options(&self) -> TlsOptions {
         let mut options = TlsOptions::new();
         if let Some(ca) = &self.ca {

@@ -434,4 +434,20 @@ async fn a_member_and_a_client_show_each_other_their_certificates() {
     let nameless = EtcdTls::read(Some(path("ca.pem")), None, None).unwrap();
     let stranger = EtcdStore::open(with(nameless)).await.unwrap();
     assert!(stranger.trouble().is_some());
+    // One of another authority is refused; when it is replaced by ours, the same store goes on.
+    let theirs = certificates();
+    let own = ["own.pem", "own.key"].map(|name| path(name));
+    let put_there = |from: &std::path::Path| {
+        for (name, to) in ["client.pem", "client.key"].iter().zip(&own) {
+            std::fs::copy(from.join(name), to).unwrap();
+        }
+    };
+    put_there(theirs.path());
+    let [certificate, key] = own.clone();
+    let renewed = EtcdTls::read(Some(path("ca.pem")), Some(certificate), Some(key));
+    let renewed = EtcdStore::open(with(renewed.unwrap())).await.unwrap();
+    assert!(renewed.trouble().is_some());
+    put_there(dir.path());
+    let read = tokio::time::timeout(LIMIT, renewed.load(""));
+    assert_eq!(read.await.expect("it is read in time").unwrap().len(), 1);
 }
