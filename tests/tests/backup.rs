@@ -354,6 +354,11 @@ fn models_in_service_outlive_their_bucket_and_a_copy_makes_it_good_again() {
     fleet.wait_for_outcome(&first, "live", seconds(20));
     let objects = cluster.artifacts().join("objects");
     let backup = cluster.artifacts().join("backup");
+    // Until then the leader knows the run by itself.
+    wait_for("the run's archive", seconds(20), || {
+        let ended = cluster.etcd.keys(&format!("{PREFIX}/state/ended/"))?;
+        (ended.len() == 1).then_some(())
+    });
     fs::rename(&objects, &backup).unwrap();
     fs::create_dir(&objects).unwrap();
 

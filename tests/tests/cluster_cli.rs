@@ -189,5 +189,5 @@ fn that_nobody_is_there_is_told_in_one_line_and_in_time() {
     let wrong = place
         .emberline(&["--server", "https://x:1", "runs", "list"])
         .run();
-    assert!(one_error(&wrong.expect_code(2)).contains("is no address"));
+    assert!(one_error(&wrong.expect_code(2)).contains("asks for TLS"));
 }
