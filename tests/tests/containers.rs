@@ -308,8 +308,8 @@ fn an_example_is_trained_and_served(project: &Project<'_>) {
     the_model_is_served(project);
 }
 
-/// Asked over REST, by the port that is published, with the certificate of the command line; without one
-/// nobody is answered.
+/// Asked over REST, by the port that is published, with the certificate and the token of the command line;
+/// without them nobody is answered.
 fn the_model_is_served(project: &Project<'_>) {
     let secrets = project.secrets();
     let model = format!(
@@ -321,6 +321,7 @@ fn the_model_is_served(project: &Project<'_>) {
         let (ca, cert, key) = (file("ca.pem"), file("cert.pem"), file("key.pem"));
         let mut python = Command::new("python3");
         python.args(["-c", ASK, url, body.unwrap_or_default(), &ca, &cert, &key]);
+        python.arg(file("token"));
         let mut last = String::new();
         wait_for(url, seconds(60), || {
             let output = python.output().unwrap();
@@ -349,10 +350,11 @@ fn the_model_is_served(project: &Project<'_>) {
 /// A client of HTTPS that is not ours.
 const ASK: &str = "
 import ssl, sys, urllib.request
-url, body, ca, cert, key = sys.argv[1:]
+url, body, ca, cert, key, token = sys.argv[1:]
 context = ssl.create_default_context(cafile=ca)
 context.load_cert_chain(cert, key)
-request = urllib.request.Request(url, body.encode() or None, {'Content-Type': 'application/json'})
+headers = {'Content-Type': 'application/json', 'Authorization': 'Bearer ' + open(token).read().strip()}
+request = urllib.request.Request(url, body.encode() or None, headers)
 print(urllib.request.urlopen(request, timeout=20, context=context).read().decode())
 ";
 
