@@ -9,7 +9,7 @@ use emberline_proto::v1::RunState;
 use emberline_tests::{
     Etcd, Fleet, S3Server, Traffic,
     client::state_of,
-    cluster::{Builder, Cluster},
+    cluster::{Builder, Cluster, PREFIX},
     node::Node,
     outside,
     pipelines::LINES,

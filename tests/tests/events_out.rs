@@ -15,6 +15,7 @@ use emberline_tests::{
     http::Sink,
     seconds,
     team::{Team, ago},
+    wait_for,
 };
 use serde_json::{Value, json};
 

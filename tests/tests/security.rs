@@ -567,7 +567,7 @@ fn certificates_of_another_time_or_host_and_older_protocols_are_refused() {
     });
     let call = place.emberline(&["--server", &listen, "runs", "list"]);
     let refused = call.envs(&identity(place, "admin")).run().expect_code(3);
-    assert!(refused.stderr.contains("NotValidForName"), "{refused}");
+    assert!(refused.stderr.contains("not valid for name"), "{refused}");
     drop(other);
     // TLS 1.2 is not spoken.
     let address = cluster.servers().split(',').next().unwrap().to_owned();
@@ -585,7 +585,7 @@ fn certificates_of_another_time_or_host_and_older_protocols_are_refused() {
         let done = openssl.stdin(std::process::Stdio::null()).output().unwrap();
         let told = String::from_utf8_lossy(&done.stdout);
         assert_eq!(
-            told.contains("Verify return code: 0 (ok)"),
+            !told.contains("no peer certificate available"),
             spoken,
             "{version}: {told}"
         );

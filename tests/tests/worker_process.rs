@@ -108,7 +108,7 @@ fn what_cannot_be_right_is_told_in_one_line() {
     let cases: [(&[&str], i32, &str); 9] = [
         (&[], 2, "--server"),
         (&["--server", "127.0.0.1:1,"], 2, "host:port"),
-        (&["--server", "https://a:1"], 2, "http://host:port"),
+        (&["--server", "https://a:1"], 2, "asks for TLS"),
         (&["--name", "a b"], 2, "a b"),
         (&["--label", "zone"], 2, "key=value"),
         (&["--label", "a=1", "--label", "a=2"], 2, "twice"),

@@ -436,7 +436,7 @@ async fn a_member_and_a_client_show_each_other_their_certificates() {
     assert!(stranger.trouble().is_some());
     // One of another authority is refused; when it is replaced by ours, the same store goes on.
     let theirs = certificates();
-    let own = ["own.pem", "own.key"].map(|name| path(name));
+    let own = ["own.pem", "own.key"].map(path);
     let put_there = |from: &std::path::Path| {
         for (name, to) in ["client.pem", "client.key"].iter().zip(&own) {
             std::fs::copy(from.join(name), to).unwrap();
