@@ -35,10 +35,10 @@ for target in "$@"; do
   log=$scratch/$target.log
   if EMBERLINE_FUZZ_TARGET=$target "$binary" $limits $dictionary -max_len=$most -runs="$runs" -seed=1 \
     -artifact_prefix="$found/" -print_final_stats=1 "$scratch/$target" "$corpus" >"$log" 2>&1; then
-    tail -n 40 "$log" | awk -v target="$target" '
+    awk -v target="$target" '
       /INITED|DONE|NEW|pulse|REDUCE/ { for (i = 1; i <= NF; i++) if ($i == "cov:") cov = $(i + 1) }
       /number_of_executed_units/ { runs = $2 } /average_exec_per_sec/ { rate = $2 } /peak_rss_mb/ { rss = $2 }
-      END { printf "%-12s %7d inputs, %6d edges, %5d/s, %4d MiB\n", target, runs, cov, rate, rss }'
+      END { printf "%-12s %7d inputs, %6d edges, %5d/s, %4d MiB\n", target, runs, cov, rate, rss }' "$log"
     rmdir --ignore-fail-on-non-empty "$found"
   else
     failed=1
