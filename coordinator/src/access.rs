@@ -51,6 +51,8 @@ pub(crate) enum Known {
     Worker {
         /// The worker.
         worker: WorkerName,
+        /// What it has shown, or been given since.
+        hash: TokenHash,
         /// The token that it joined by.
         joined_by: TokenName,
         /// Whether the file has that.
@@ -138,6 +140,7 @@ impl Gate {
                 worker,
                 joined_by,
                 by_file,
+                ..
             } => {
                 table.credentials.contains_key(worker)
                     && (!by_file || self.in_file().await.iter().any(|t| t.name == *joined_by))
@@ -171,8 +174,7 @@ fn known(
         }
         TokenKind::Worker(worker) => {
             let record = table.credentials.get(worker);
-            let hash = record.map_or(TokenHash::NOBODY, |record| record.hash);
-            let is_same = shown == hash;
+            let is_same = record.map_or(shown == TokenHash::NOBODY, |record| record.is(shown));
             let record = record.filter(|record| is_same && now < record.expires_at)?;
             // What a token of the file has let in goes with it.
             let joined = |token: &StaticToken| token.name == record.joined_by;
@@ -181,6 +183,7 @@ fn known(
             }
             Some(Known::Worker {
                 worker: worker.clone(),
+                hash: shown,
                 joined_by: record.joined_by.clone(),
                 by_file: record.by_file,
             })

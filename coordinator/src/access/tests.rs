@@ -87,6 +87,7 @@ fn a_credential_is_one_workers_and_goes_with_the_file_that_let_it_in() {
     let mut table = AccessTable::default();
     let record = CredentialRecord {
         hash: shown.hash(),
+        previous: None,
         joined_by: join.clone(),
         by_file: true,
         issued_at: Timestamp(0),
@@ -111,6 +112,12 @@ fn a_credential_is_one_workers_and_goes_with_the_file_that_let_it_in() {
     assert_eq!(known(&file, &table, &credential("w1").0, NOW), None);
     let later = NOW.after(Duration::from_secs(2));
     assert_eq!(known(&file, &table, &shown, later), None);
+    // The next one may not have reached the worker: the one that it shows stays good.
+    let (next, _) = credential("w1");
+    let record = table.credentials.get_mut(&worker).unwrap();
+    (record.hash, record.previous) = (next.hash(), Some(shown.hash()));
+    assert!(known(&file, &table, &shown, NOW).is_some());
+    assert!(known(&file, &table, &next, NOW).is_some());
 }
 
 #[test]

@@ -47,6 +47,9 @@ pub struct TokenRecord {
 pub struct CredentialRecord {
     /// What is known of it.
     pub hash: TokenHash,
+    /// The one before, which the worker goes on showing if it has not come to keep this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<TokenHash>,
     /// The token that the worker joined by.
     pub joined_by: TokenName,
     /// Whether that token is one of the file's.
@@ -99,6 +102,8 @@ pub enum TokenCommand {
         worker: WorkerName,
         /// What is known of it.
         hash: TokenHash,
+        /// The credential that the worker shows now.
+        previous: Option<TokenHash>,
         /// The token that the worker joined by.
         joined_by: TokenName,
         /// Whether that token is one of the file's.
@@ -128,6 +133,15 @@ pub enum TokenRefusal {
         /// Of what.
         what: &'static str,
     },
+}
+
+impl CredentialRecord {
+    /// Whether it is this one, or the one before.
+    #[must_use]
+    pub fn is(&self, shown: TokenHash) -> bool {
+        let is_previous = self.previous.is_some_and(|previous| previous == shown);
+        self.hash == shown || is_previous
+    }
 }
 
 impl TokenRecord {
@@ -168,12 +182,14 @@ impl Engine {
             TokenCommand::Issue {
                 worker,
                 hash,
+                previous,
                 joined_by,
                 by_file,
                 ttl,
             } => {
                 let record = CredentialRecord {
                     hash,
+                    previous,
                     joined_by,
                     by_file,
                     issued_at: self.now,

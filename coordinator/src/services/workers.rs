@@ -166,7 +166,10 @@ impl Reader {
         let (hello, unacknowledged) = hello(session, register)?;
         let worker = hello.worker.clone();
         let may_be = self.caller.may_be(&worker);
-        may_be.map_err(|denied| status::denied(&denied))?;
+        may_be.map_err(|denied| {
+            tracing::warn!(%worker, why = denied.text(), "a worker was refused");
+            status::denied(&denied)
+        })?;
         let outgoing = runtime
             .open_session(hello)
             .await
@@ -225,7 +228,7 @@ impl Reader {
                     continue;
                 }
                 () = due(self.renew_at) => {
-                    self.renew(worker).await;
+                    self.renew(worker).await.map_err(|status| (status, Closed))?;
                     continue;
                 }
                 // The other half of the stream has ended; this half says in a moment why.
@@ -280,22 +283,30 @@ impl Reader {
 
     /// Gives the worker a credential of its own, instead of the one that it has. If that fails, it
     /// has what it came with, and it is tried again.
-    async fn renew(&mut self, worker: &WorkerName) {
+    ///
+    /// # Errors
+    /// The worker does not take it: then the session is over.
+    async fn renew(&mut self, worker: &WorkerName) -> Result<(), Status> {
         let Some((joined_by, by_file)) = self.joins_by() else {
             self.renew_at = None;
-            return;
+            return Ok(());
         };
         self.renew_at = Some(Instant::now() + RENEW_AGAIN);
         let credential = match Token::generate(TokenKind::Worker(worker.clone())) {
             Ok(credential) => credential,
             Err(error) => {
                 tracing::error!(%worker, %error, "a worker gets no credential");
-                return;
+                return Ok(());
             }
+        };
+        let previous = match &self.by {
+            Known::Worker { hash, .. } => Some(*hash),
+            Known::Anyone | Known::Token { .. } => None,
         };
         let issue = TokenCommand::Issue {
             worker: worker.clone(),
             hash: credential.hash(),
+            previous,
             joined_by: joined_by.clone(),
             by_file,
             ttl: CREDENTIAL_TTL,
@@ -305,14 +316,18 @@ impl Reader {
             Ok(_) => {
                 self.by = Known::Worker {
                     worker: worker.clone(),
+                    hash: credential.hash(),
                     joined_by,
                     by_file,
                 };
-                // Nobody to say it to means that the session has ended.
-                let _ = self.words.send(Word::Credential(credential)).await;
                 self.renew_at = Some(Instant::now() + CREDENTIAL_TTL / 4);
+                let told = self.words.try_send(Word::Credential(credential));
+                told.map_err(|_| status::session_closed("the worker did not keep up".to_owned()))
             }
-            Err(error) => tracing::warn!(%worker, %error, "a worker gets no credential"),
+            Err(error) => {
+                tracing::warn!(%worker, %error, "a worker gets no credential");
+                Ok(())
+            }
         }
     }
 

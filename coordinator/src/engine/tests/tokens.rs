@@ -29,6 +29,7 @@ fn issue(worker: &str, joined_by: &str, by_file: bool) -> Command {
     Command::Tokens(TokenCommand::Issue {
         worker: WorkerName::new(worker).unwrap(),
         hash: hash(),
+        previous: None,
         joined_by: TokenName::new(joined_by).unwrap(),
         by_file,
         ttl: Duration::from_secs(100),
