@@ -197,7 +197,11 @@ impl Client {
                     Code::Cancelled,
                     Code::Unknown,
                 ];
-                if !again.contains(&error.code()) || Instant::now() > deadline {
+                // A connection that ends in the middle of a call; what a coordinator says has details.
+                let broke =
+                    error.code() == Code::Internal && error.get_details_error_info().is_none();
+                let again = broke || again.contains(&error.code());
+                if !again || Instant::now() > deadline {
                     return Err(error);
                 }
                 hint = leader_hint(&error)

@@ -56,6 +56,10 @@ fn any_coordinators_address_is_enough() {
 #[test]
 fn coordinators_that_say_nothing_keep_no_command_waiting() {
     let cluster = Builder::new().workers(0).start();
+    let place = Place::new();
+    // The leader has begun to answer: nobody is waited for then.
+    let all = cluster.servers().join(",");
+    place.json(&["--server", &all, "cluster", "status"]);
     let follower = cluster.a_follower();
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let refused = processes::free_port();
@@ -66,7 +70,6 @@ fn coordinators_that_say_nothing_keep_no_command_waiting() {
         format!("127.0.0.1:{refused}"),
     ];
     servers.extend(cluster.servers().iter().cloned());
-    let place = Place::new();
     let begun = Instant::now();
     place.json(&["--server", &servers.join(","), "cluster", "status"]);
     let took = begun.elapsed();
