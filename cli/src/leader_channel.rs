@@ -18,6 +18,7 @@ use std::{
 
 use bytes::Bytes;
 use emberline_common::{
+    access::Token,
     redirect::{DOMAIN, redirect},
     tls::Dialer,
 };
@@ -119,7 +120,7 @@ impl LeaderChannel {
         patience: Duration,
         security: &Security,
     ) -> Result<Self, String> {
-        let ways = Ways::new(security)?;
+        let ways = Ways::new(security);
         for address in &known {
             ways.endpoint(address)?;
         }
@@ -413,7 +414,8 @@ pub fn is_broken(status: &Status) -> bool {
         ) && status.get_details_error_info().is_none())
 }
 
-fn innermost(e: &dyn std::error::Error) -> String {
+/// The cause of all the others: it says most.
+pub fn innermost(e: &dyn std::error::Error) -> String {
     let mut why = e.to_string();
     let mut cause = e.source();
     while let Some(inner) = cause {
@@ -430,16 +432,11 @@ fn bare(address: &str) -> &str {
 }
 
 impl Ways {
-    fn new(security: &Security) -> Result<Self, String> {
-        let header = security.token.as_ref().map(|token| {
-            let mut header = HeaderValue::try_from(format!("Bearer {}", token.reveal()))?;
-            header.set_sensitive(true);
-            Ok::<_, header::InvalidHeaderValue>(header)
-        });
-        Ok(Self {
+    fn new(security: &Security) -> Self {
+        Self {
             dialer: security.dialer.clone(),
-            authorization: header.transpose().map_err(|_| "the token is none")?,
-        })
+            authorization: security.token.as_ref().and_then(Token::header),
+        }
     }
 
     /// Why a connection came to nothing. A port that speaks TLS says so in its first bytes, which

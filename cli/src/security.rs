@@ -8,7 +8,7 @@ use emberline_common::{
     tls::{Dialer, Tls, TlsFiles, install_crypto_provider},
 };
 
-use tonic::metadata::{Ascii, MetadataValue};
+use http::header;
 
 use crate::exit::Exit;
 
@@ -79,12 +79,9 @@ impl Security {
     /// A request that shows the token.
     pub fn request<T>(&self, message: T) -> tonic::Request<T> {
         let mut request = tonic::Request::new(message);
-        let shown = self.token.as_ref();
-        let shown = shown.and_then(|token| format!("Bearer {}", token.reveal()).parse().ok());
-        if let Some(shown) = shown {
-            let mut shown: MetadataValue<Ascii> = shown;
-            shown.set_sensitive(true);
-            request.metadata_mut().insert("authorization", shown);
+        if let Some(shown) = self.token.as_ref().and_then(Token::header) {
+            let headers = request.metadata_mut().as_mut();
+            headers.insert(header::AUTHORIZATION, shown);
         }
         request
     }

@@ -104,19 +104,18 @@ impl Gate {
         }
     }
 
-    /// Who it is that calls with what stands after `Bearer`, from there.
+    /// Who it is that calls with that token, from there.
     pub(crate) async fn identify(
         &self,
         table: &AccessTable,
-        shown: Option<&str>,
+        shown: Option<&Token>,
         peer: Option<&Peer>,
         now: Timestamp,
     ) -> Result<Caller, Denied> {
         let identity = peer.and_then(|peer| peer.identity.clone());
         let by = if self.is_closed() {
             let in_file = self.in_file().await;
-            let token = shown.and_then(|shown| Token::parse(shown).ok());
-            let known = token.and_then(|token| known(&in_file, table, &token, now));
+            let known = shown.and_then(|token| known(&in_file, table, token, now));
             known.ok_or(Denied::Unauthenticated)?
         } else {
             Known::Anyone

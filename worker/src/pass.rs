@@ -13,7 +13,7 @@ use emberline_common::{
     access::{Token, TokenKind},
     ids::WorkerName,
 };
-use tonic::metadata::{Ascii, MetadataValue};
+use http::HeaderValue;
 
 /// See the module.
 #[derive(Debug)]
@@ -28,7 +28,7 @@ pub(crate) struct Pass {
 #[derive(Debug, Clone)]
 pub(crate) struct Shown {
     /// For the header `authorization`; nothing, where nothing is known.
-    pub header: Option<MetadataValue<Ascii>>,
+    pub header: Option<HeaderValue>,
     is_credential: bool,
 }
 
@@ -54,12 +54,7 @@ impl Pass {
         let credential = self.credential.lock();
         let credential = credential.unwrap_or_else(PoisonError::into_inner);
         let shown = credential.as_ref().or(self.join.as_ref());
-        let header = shown.and_then(|token| {
-            let mut header: MetadataValue<Ascii> =
-                format!("Bearer {}", token.reveal()).parse().ok()?;
-            header.set_sensitive(true);
-            Some(header)
-        });
+        let header = shown.and_then(Token::header);
         Shown {
             header,
             is_credential: credential.is_some(),

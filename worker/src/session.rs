@@ -152,7 +152,8 @@ impl Session {
         let shown = self.pass.show();
         let mut request = tonic::Request::new(ReceiverStream::new(receive));
         if let Some(header) = shown.header.clone() {
-            request.metadata_mut().insert("authorization", header);
+            let headers = request.metadata_mut().as_mut();
+            headers.insert(http::header::AUTHORIZATION, header);
         }
         let answer = async {
             let response = client.session(request).await.map_err(|status| {

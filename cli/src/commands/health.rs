@@ -14,6 +14,7 @@ use tonic_health::pb::{
 use crate::{
     args::{ClusterArguments, Healthy},
     exit::Exit,
+    leader_channel::innermost,
     output,
     security::Security,
 };
@@ -94,12 +95,4 @@ async fn worker(security: &Security, address: &str) -> Result<(), String> {
             Err(e) => Err(innermost(&e)),
         },
     }
-}
-
-fn innermost(e: &dyn std::error::Error) -> String {
-    let mut cause = e;
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    cause.to_string()
 }

@@ -183,7 +183,7 @@ async fn create(
     }
     let request = CreateTokenRequest {
         name: name.to_string(),
-        role: wire_role(role).into(),
+        role: TokenRole::from(role).into(),
         hash: token.hash().to_string(),
         ttl: ttl.map(prost_types::Duration::try_from).transpose()?,
     };
@@ -299,15 +299,6 @@ fn moment(at: Option<prost_types::Timestamp>) -> Option<String> {
 
 fn until(at: Option<prost_types::Timestamp>) -> String {
     moment(at).unwrap_or_else(|| "revoked".to_owned())
-}
-
-const fn wire_role(role: Role) -> TokenRole {
-    match role {
-        Role::Viewer => TokenRole::Viewer,
-        Role::Operator => TokenRole::Operator,
-        Role::Admin => TokenRole::Admin,
-        Role::Worker => TokenRole::Worker,
-    }
 }
 
 const fn role_name(role: TokenRole) -> &'static str {

@@ -2,6 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
+use http::{HeaderMap, HeaderValue, header::AUTHORIZATION};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
@@ -11,6 +12,8 @@ use crate::ids::{TokenName, WorkerName};
 
 /// The random part, in bytes.
 const SECRET_BYTES: usize = 32;
+/// What stands before a token in a header (RFC 6750, section 2.1).
+const SCHEME: &str = "Bearer ";
 /// No token is longer.
 pub const MAX_TOKEN_BYTES: usize = 512;
 
@@ -95,6 +98,22 @@ impl Token {
     #[must_use]
     pub fn reveal(&self) -> &str {
         &self.text
+    }
+
+    /// As it is shown in the header `authorization`; nobody's log shows it.
+    #[must_use]
+    pub fn header(&self) -> Option<HeaderValue> {
+        // Names and secrets have no character that a header may not have.
+        let mut value = HeaderValue::try_from(format!("{SCHEME}{}", self.text)).ok()?;
+        value.set_sensitive(true);
+        Some(value)
+    }
+
+    /// The one that a request shows, if what it shows is one.
+    #[must_use]
+    pub fn shown(headers: &HeaderMap) -> Option<Self> {
+        let shown = headers.get(AUTHORIZATION)?.to_str().ok()?;
+        Self::parse(shown.strip_prefix(SCHEME)?).ok()
     }
 
     /// What is kept of it.

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use thiserror::Error;
 
 use crate::{
+    access::Role,
     failure::{Failure, Reason},
     ids::{AttemptId, InvalidId},
     resources::Resources,
@@ -185,6 +186,17 @@ pub fn outputs(field: &str, messages: Vec<pb::ArtifactRef>) -> Result<Vec<Artifa
         out.push(artifact);
     }
     Ok(out)
+}
+
+impl From<Role> for pb::TokenRole {
+    fn from(role: Role) -> Self {
+        match role {
+            Role::Viewer => Self::Viewer,
+            Role::Operator => Self::Operator,
+            Role::Admin => Self::Admin,
+            Role::Worker => Self::Worker,
+        }
+    }
 }
 
 impl From<Resources> for pb::Resources {

@@ -3,7 +3,11 @@
 
 use std::sync::{Arc, OnceLock};
 
-use emberline_common::{access::Role, time::Timestamp, tls::Peer};
+use emberline_common::{
+    access::{Role, Token},
+    time::Timestamp,
+    tls::Peer,
+};
 use http::{Response, header, request::Parts};
 use tonic::{Code, Status, body::Body};
 
@@ -102,11 +106,12 @@ pub(super) async fn admit(
     let now = Timestamp::now();
     let peer = request.extensions.get::<Peer>().cloned();
     let table = context.access.borrow().clone();
-    let shown = request.headers.remove(header::AUTHORIZATION);
-    let shown = shown.as_ref().and_then(|shown| shown.to_str().ok());
-    let shown = shown.and_then(|shown| shown.strip_prefix("Bearer "));
+    let shown = Token::shown(&request.headers);
+    request.headers.remove(header::AUTHORIZATION);
     let gate = &context.gate;
-    let identified = gate.identify(&table, shown, peer.as_ref(), now).await;
+    let identified = gate
+        .identify(&table, shown.as_ref(), peer.as_ref(), now)
+        .await;
     let caller = match identified {
         Ok(caller) => caller,
         Err(denied) => {

@@ -95,7 +95,7 @@ impl TokenService for Tokens {
             let made = table.tokens.iter().map(|(name, record)| view(name, record));
             let in_file = in_file.iter().map(|token| TokenView {
                 name: token.name.to_string(),
-                role: wire_role(token.role).into(),
+                role: TokenRole::from(token.role).into(),
                 in_file: true,
                 ..TokenView::default()
             });
@@ -163,15 +163,6 @@ fn role(role: TokenRole) -> Result<Role, Status> {
     }
 }
 
-const fn wire_role(role: Role) -> TokenRole {
-    match role {
-        Role::Viewer => TokenRole::Viewer,
-        Role::Operator => TokenRole::Operator,
-        Role::Admin => TokenRole::Admin,
-        Role::Worker => TokenRole::Worker,
-    }
-}
-
 fn ttl(ttl: Option<prost_types::Duration>) -> Result<Option<Duration>, Status> {
     let Some(ttl) = ttl else { return Ok(None) };
     let given = Duration::try_from(ttl).ok();
@@ -184,7 +175,7 @@ fn ttl(ttl: Option<prost_types::Duration>) -> Result<Option<Duration>, Status> {
 fn view(name: &TokenName, record: &TokenRecord) -> TokenView {
     TokenView {
         name: name.to_string(),
-        role: wire_role(record.role).into(),
+        role: TokenRole::from(record.role).into(),
         made_by: record.made_by.clone(),
         created_at: Some(record.created_at.into()),
         expires_at: record.expires_at.map(Timestamp::into),

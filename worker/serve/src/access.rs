@@ -36,9 +36,7 @@ impl Admission {
             Self::Unknown => return false,
             Self::Tokens(tokens) => tokens,
         };
-        let shown = shown(headers).and_then(|shown| shown.to_str().ok());
-        let shown = shown.and_then(|shown| shown.strip_prefix("Bearer "));
-        let Some(token) = shown.and_then(|shown| Token::parse(shown).ok()) else {
+        let Some(token) = Token::shown(headers) else {
             return false;
         };
         let TokenKind::Named(name) = token.kind() else {
