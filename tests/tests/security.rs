@@ -253,12 +253,56 @@ fn tokens_are_made_listed_and_revoked() {
 }
 
 #[test]
+fn a_watch_ends_when_its_token_is_revoked() {
+    let cluster = Secured::start();
+    let create = [
+        "tokens",
+        "create",
+        "looks",
+        "--role",
+        "viewer",
+        "--file",
+        "looks.token",
+    ];
+    cluster.call("root", &create).run().expect_code(0);
+    // No worker has that, so that the run goes on for as long as the test does.
+    cluster.place.write(
+        "waits.yaml",
+        "pipeline: waits\nstages:\n  a: { kind: noop, labels: { on: the-moon } }\n",
+    );
+    let submit = ["run", "waits.yaml", "--detach"];
+    let run = cluster.call("root", &submit).run().expect_code(0);
+    let run = run.stdout.trim().to_owned();
+    let watches: Vec<_> = [
+        ["runs", "watch", &run].as_slice(),
+        ["runs", "logs", &run, "--task", "a", "--follow"].as_slice(),
+    ]
+    .map(|arguments| cluster.call("looks", arguments).start())
+    .into();
+    wait_for("the watch shows the run", seconds(20), || {
+        (watches[0].stderr() + &watches[0].stdout())
+            .contains("waits")
+            .then_some(())
+    });
+    let revoke = ["tokens", "revoke", "looks"];
+    cluster.call("root", &revoke).run().expect_code(0);
+    for watch in watches {
+        let ended = watch.finish().expect_code(2);
+        assert!(ended.stderr.contains("a valid token is needed"), "{ended}");
+    }
+}
+
+#[test]
 fn a_worker_is_who_its_certificate_and_its_credential_say() {
     let cluster = Secured::start();
     // The certificate of w0, under another name.
     let mut other = cluster.worker("w9", "w0", "join");
     other.start();
     says(&other, "not that of worker `w9`");
+    let refused = |e: &&serde_json::Value| e["on"] == "w9" && e["outcome"] == "permission_denied";
+    let audit = cluster.audit();
+    let entry = audit.iter().find(refused).unwrap();
+    assert_eq!(entry["call"], "WorkerService/Session");
     // A client's certificate does no work, a worker's does nothing else.
     let mut client = cluster.worker("w8", "admin", "join");
     client.start();

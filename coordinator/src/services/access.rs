@@ -13,7 +13,7 @@ use tonic::{Code, Status, body::Body};
 
 use super::{Context, status};
 use crate::{
-    access::{Caller, Denied},
+    access::{Caller, Denied, Known},
     audit::Entry,
 };
 
@@ -87,6 +87,8 @@ pub(super) fn caller<T>(request: &tonic::Request<T>) -> Result<Caller, Status> {
 
 /// What one call was let in as.
 pub(super) struct Admitted {
+    by: Known,
+    needed: Role,
     entry: Option<Entry>,
     subject: Subject,
 }
@@ -120,27 +122,18 @@ pub(super) async fn admit(
             return Err(status::denied(&denied));
         }
     };
-    let mut entry = Entry {
-        at: now,
-        who: caller.by.to_string(),
-        certificate: caller.identity.as_ref().map(ToString::to_string),
-        from: peer.and_then(|peer| peer.address).map(|at| at.to_string()),
-        call: (request.uri.path().trim_start_matches("/emberline.v1.")).to_owned(),
-        on: None,
-        outcome: "ok",
-        why: None,
-    };
+    let call = request.uri.path().trim_start_matches("/emberline.v1.");
+    let entry = entry(&caller, peer.as_ref(), call, now);
     if let Err(denied) = caller.may(needed) {
-        let status = status::denied(&denied);
-        entry.outcome = outcome(status.code());
-        entry.why = Some(status.message().to_owned());
-        note(context, &entry).await;
-        return Err(status);
+        return Err(refuse(context, entry, &denied).await);
     }
     let subject = Subject::default();
+    let by = caller.by.clone();
     request.extensions.insert(caller);
     request.extensions.insert(subject.clone());
     Ok(Admitted {
+        by,
+        needed,
         // Bytes that nothing refers to yet change nothing.
         entry: (needed != Role::Viewer && entry.call != "ArtifactService/PutBlob").then_some(entry),
         subject,
@@ -148,6 +141,12 @@ pub(super) async fn admit(
 }
 
 impl Admitted {
+    /// By what the caller must still be known while the answer goes on. A worker's session looks
+    /// itself: what it rests on changes.
+    pub(super) fn watched(&self) -> Option<Known> {
+        (self.needed != Role::Worker).then(|| self.by.clone())
+    }
+
     /// What is to be noted of it, if it was to change something.
     pub(super) fn done(self, response: &Response<Body>) -> Option<Entry> {
         let mut entry = self.entry?;
@@ -163,6 +162,29 @@ impl Admitted {
         entry.on = self.subject.0.get().cloned();
         Some(entry)
     }
+}
+
+/// That somebody has called, and that it went well so far.
+pub(super) fn entry(caller: &Caller, peer: Option<&Peer>, call: &str, at: Timestamp) -> Entry {
+    Entry {
+        at,
+        who: caller.by.to_string(),
+        certificate: caller.identity.as_ref().map(ToString::to_string),
+        from: peer.and_then(|peer| peer.address).map(|at| at.to_string()),
+        call: call.to_owned(),
+        on: None,
+        outcome: "ok",
+        why: None,
+    }
+}
+
+/// Notes that it was refused to somebody who is known, and gives the answer.
+pub(super) async fn refuse(context: &Context, mut entry: Entry, denied: &Denied) -> Status {
+    let status = status::denied(denied);
+    entry.outcome = outcome(status.code());
+    entry.why = Some(status.message().to_owned());
+    note(context, &entry).await;
+    status
 }
 
 /// Notes it, in the log and in the record.

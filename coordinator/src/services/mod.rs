@@ -21,6 +21,7 @@ pub mod status;
 mod submit;
 mod tokens;
 mod translate;
+mod while_known;
 pub(crate) mod workers;
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};

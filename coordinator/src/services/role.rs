@@ -20,7 +20,7 @@ use tonic::{body::Body, service::Routes};
 use tonic_health::{ServingStatus, pb::health_server::HealthServer, server::HealthReporter};
 use tower_service::Service;
 
-use super::{Context, access, http_pages, status};
+use super::{Context, access, http_pages, status, while_known::while_known};
 use crate::store::{Leader, StateStore};
 
 /// The services that only a leader answers.
@@ -60,6 +60,13 @@ impl Answering {
         };
         // Routes are always ready.
         let response = self.routes.call(Request::from_parts(head, body)).await?;
+        let response = match admitted.watched() {
+            None => response,
+            Some(by) => response.map(|answer| {
+                let gate = self.context.gate.clone();
+                while_known(answer, gate, self.context.access.clone(), by)
+            }),
+        };
         if let Some(entry) = admitted.done(&response) {
             access::note(&self.context, &entry).await;
         }

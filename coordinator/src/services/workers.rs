@@ -13,6 +13,7 @@ use emberline_common::{
     run_view::RunView,
     serving::{AllowedToken, ServingOffer, ServingPlan, ServingStatus},
     telemetry::Telemetry,
+    tls::Peer,
     trace::RunTrace,
     wire,
 };
@@ -72,6 +73,7 @@ impl WorkerService for Workers {
     ) -> Result<Response<Self::SessionStream>, Status> {
         let context = Arc::clone(&self.0);
         let caller = access::caller(&request)?;
+        let peer = request.extensions().get().cloned();
         let (opened, opening) = oneshot::channel();
         let (words, word) = mpsc::channel(2);
         let ended = CancellationToken::new();
@@ -81,6 +83,7 @@ impl WorkerService for Workers {
             access: context.access.clone(),
             by: caller.by.clone(),
             caller,
+            peer,
             renew_at: None,
             words,
             ended: ended.clone(),
@@ -116,6 +119,7 @@ struct Reader {
     inbound: Streaming<WorkerMessage>,
     access: watch::Receiver<Arc<AccessTable>>,
     caller: Caller,
+    peer: Option<Peer>,
     /// What the session rests on: what it was opened by, or the credential that was given since.
     by: Known,
     /// When the next credential is due.
@@ -165,11 +169,13 @@ impl Reader {
         let session = runtime.new_session();
         let (hello, unacknowledged) = hello(session, register)?;
         let worker = hello.worker.clone();
-        let may_be = self.caller.may_be(&worker);
-        may_be.map_err(|denied| {
+        if let Err(denied) = self.caller.may_be(&worker) {
             tracing::warn!(%worker, why = denied.text(), "a worker was refused");
-            status::denied(&denied)
-        })?;
+            let (peer, now) = (self.peer.as_ref(), self.context.clock.now());
+            let mut entry = access::entry(&self.caller, peer, "WorkerService/Session", now);
+            entry.on = Some(worker.to_string());
+            return Err(access::refuse(&self.context, entry, &denied).await);
+        }
         let outgoing = runtime
             .open_session(hello)
             .await
