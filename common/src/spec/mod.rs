@@ -11,6 +11,7 @@ pub mod kinds;
 pub mod parse;
 pub mod reference;
 pub mod schema;
+pub mod secrets;
 pub mod semantics;
 pub mod signature;
 pub mod suggest;

@@ -16,7 +16,7 @@ use super::{
         BuiltinKind, CollectSpec, ConvertSpec, DeploySpec, EvaluateSpec, ExecSpec, NoopSpec,
         ReportSpec, TrainSpec, ValidateSpec,
     },
-    schema, semantics,
+    schema, secrets, semantics,
     suggest::nearest,
     yaml::{self, Node, NodeValue},
 };
@@ -131,6 +131,8 @@ fn check_text(
         suggestion: None,
     }));
     let mut root = document.root?;
+    // Before anything is filled in, so that each is told where somebody wrote it.
+    secrets::check(&root, given, findings);
     let params = final_params(&root, given, findings);
     if let NodeValue::Map(entries) = &mut root.value {
         for (key, _, value) in entries.iter_mut().filter(|(key, ..)| key != "params") {

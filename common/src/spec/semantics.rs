@@ -61,8 +61,7 @@ pub fn check(root: &Node, params: &Map<String, Value>, findings: &mut Vec<Findin
         add(findings, stages.at, "stages", message, None);
         return;
     }
-    for (name, at, value) in root.get("params").map(Node::entries).unwrap_or_default() {
-        secrets(value, &join("params", name), findings);
+    for (name, at, _) in root.get("params").map(Node::entries).unwrap_or_default() {
         if !is_name(name) && !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
             let message = format!(
                 "`{}` is no parameter name: use letters, digits and `_`",
@@ -601,9 +600,6 @@ impl Semantics<'_> {
                         self.add(file.at, &format!("{path}.files[{i}]"), message, None);
                     }
                 }
-                for (name, _, value) in with.get("env").map(Node::entries).unwrap_or_default() {
-                    secrets(value, &join(&join(path, "env"), name), self.findings);
-                }
                 let env = with.get("env");
                 for (name, at, _) in with.get("secrets").map(Node::entries).unwrap_or_default() {
                     let wrong = check_secret_variable(name).err();
@@ -796,30 +792,4 @@ fn check_source_url(text: &str) -> Result<(), String> {
             "`{other}:` is not known: use `file:`, `http:`, `https:` or `s3:`"
         )),
     }
-}
-
-/// Refuses values that look like secrets: they would be stored and shown.
-fn secrets(node: &Node, field: &str, findings: &mut Vec<Finding>) {
-    let Some(text) = node.text() else { return };
-    let alnum = |t: &str, n: usize| {
-        t.len() >= n && t.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
-    };
-    let what = if text.contains("-----BEGIN") && text.contains("PRIVATE KEY") {
-        "a private key"
-    } else if ["AKIA", "ASIA"].iter().any(|p| text.starts_with(p)) && alnum(text, 20) {
-        "an AWS access key"
-    } else if ["ghp_", "gho_", "ghs_", "github_pat_"]
-        .iter()
-        .any(|p| text.starts_with(p))
-        && alnum(text, 36)
-    {
-        "a GitHub token"
-    } else if text.starts_with("eyJ") && text.matches('.').count() == 2 && text.len() > 60 {
-        "a JSON web token"
-    } else {
-        return;
-    };
-    let message = format!("this looks like {what}: it would be stored and shown with the run");
-    let suggestion = Some("give it to the worker and name it under `secrets`".to_owned());
-    add(findings, node.at, field, message, suggestion);
 }

@@ -236,7 +236,17 @@ fn tagged_unions_are_told_by_their_tag() {
 
 #[test]
 fn hostile_names_come_out_as_one_clean_line() {
-    for name in ["../x", "a\\nb", "\\e[31m", "ä", "х", &"n".repeat(10_000)] {
+    for name in [
+        "",
+        "../x",
+        "a\\nb",
+        "a\\0b",
+        "\\e[31m",
+        "ä",
+        // Cyrillic.
+        "х",
+        &"n".repeat(10_000),
+    ] {
         let text = format!("pipeline: p\nstages:\n  \"{name}\": {{kind: noop}}\n");
         let found = check(&text);
         assert_eq!(found.len(), 1, "{found:?}");
@@ -244,6 +254,24 @@ fn hostile_names_come_out_as_one_clean_line() {
             found[0].len() < 400 && !found[0].chars().any(char::is_control),
             "{found:?}"
         );
+    }
+}
+
+#[test]
+fn a_byte_order_mark_and_line_ends_of_windows_are_taken_and_half_a_character_is_not() {
+    let text = "\u{feff}pipeline: p\r\nstages:\r\n  a: {kind: noop}\r\n";
+    expect(text, &[]);
+    // Lines are counted as in an editor.
+    expect(
+        &text.replace("noop", "nop"),
+        &["p.yaml:3:13: stages.a.kind: unknown stage kind `nop`"],
+    );
+    for half in ["\\ud800", "\\udfff", "\\U0000d800", "\\U00110000"] {
+        let found = check(&format!(
+            "pipeline: p\ndescription: \"{half}\"\nstages: {{a: {{kind: noop}}}}\n"
+        ));
+        assert_eq!(found.len(), 1, "{half}: {found:?}");
+        assert!(found[0].starts_with("p.yaml:2:"), "{half}: {found:?}");
     }
 }
 
