@@ -160,8 +160,13 @@ impl Model {
                 "`{WEIGHTS_FILE}` is not the file that `{MODEL_FILE}` was written with"
             )));
         }
+        let network = shape.load(weights, &compute.device)?;
+        // Such a model answers nothing; whoever made it, it must not get to where one is asked.
+        if let Some(what) = network.wrong_weights()? {
+            return Err(TrainError::Model(format!("`{WEIGHTS_FILE}` has {what}")));
+        }
         Ok(Self {
-            network: shape.load(weights, &compute.device)?,
+            network,
             document,
             preprocessing,
             encoder,

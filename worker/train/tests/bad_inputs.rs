@@ -218,6 +218,45 @@ fn a_constant_column_is_learned_from_without_harm() {
 }
 
 #[test]
+fn numbers_next_to_zero_and_rows_that_stand_many_times_are_learned_from_without_harm() {
+    let tiny = |row: usize| f64::from_bits(1 + row as u64 % 7);
+    let subnormal = |row: usize| f64::from(f32::from_bits(1 + row as u32 % 7));
+    let rows = Rows::new(60)
+        .column("tiny", (0..60).map(tiny).collect())
+        .column("subnormal", (0..60).map(subnormal).collect())
+        .column(
+            "once",
+            (0..60)
+                .map(|row| if row == 9 { tiny(3) } else { 0.0 })
+                .collect(),
+        );
+    let mut values = Rows::of_values(60);
+    values.label = (0..60).map(tiny).collect();
+    let mut same = Rows::new(60);
+    for (_, column) in &mut same.columns {
+        *column = (0..60).map(|row| column[row % 2]).collect();
+    }
+    same.label = (0..60).map(|row| (row % 2) as f64).collect();
+    for (spec, rows) in [
+        (spec(json!({})), &rows),
+        (spec(json!({"task": "regression"})), &values),
+        (spec(json!({})), &same),
+    ] {
+        let (context, outcome) = train_in(spec, rows, Some(rows));
+        let output = outcome.unwrap();
+        assert!(output.results["train_loss"].as_f64().unwrap().is_finite());
+        let dir = context.output(&output.artifacts, "model");
+        let table = rows.write();
+        let evaluation = TestContext::builder()
+            .spec(json!({}))
+            .input("model", ArtifactType::Model, dir)
+            .input("test", ArtifactType::Table, table.path())
+            .build();
+        assert!(Evaluate.run(&evaluation.ctx).is_ok());
+    }
+}
+
+#[test]
 fn a_missing_or_mistyped_column_of_the_test_part_is_named() {
     let model = model(spec(json!({})), &Rows::new(40));
     let mut missing = Rows::new(10);

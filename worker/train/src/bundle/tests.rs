@@ -1,6 +1,8 @@
 //! What is written is read again, and nothing else is.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod weights;
+
 use std::collections::BTreeMap;
 
 use emberline_common::{artifact::ManifestFile, spec::kinds::train::Activation, time::Timestamp};

@@ -9,7 +9,7 @@ mod mlp;
 use burn::{
     module::{Module, ModuleVisitor, Param, ParamId, RunningState},
     nn::{BatchNorm, BatchNormConfig, Linear},
-    tensor::{Bytes, Device, Tensor, TensorData},
+    tensor::{Bytes, DType, Device, Tensor, TensorData},
 };
 use emberline_common::spec::kinds::train::ModelSpec;
 use serde::{Deserialize, Serialize};
@@ -228,9 +228,33 @@ impl Network {
     /// # Errors
     /// If the backend cannot hand them out.
     pub fn is_finite(&self) -> Result<bool, TrainError> {
-        let mut check = Finite(Ok(true));
-        self.visit(&mut check);
-        check.0
+        Ok(self.weights()?.finite)
+    }
+
+    /// What is wrong with weights that came from outside: a record may have any numbers of any type.
+    ///
+    /// # Errors
+    /// If the backend cannot hand them out.
+    pub fn wrong_weights(&self) -> Result<Option<String>, TrainError> {
+        let weights = self.weights()?;
+        let wrong_type = weights
+            .other_type
+            .map(|found| format!("a weight of the type {found:?}, not F32"));
+        let not_finite = (!weights.finite).then(|| "a weight that is no finite number".to_owned());
+        Ok(wrong_type.or(not_finite))
+    }
+
+    fn weights(&self) -> Result<Weights, TrainError> {
+        let mut weights = Weights {
+            finite: true,
+            other_type: None,
+            failed: None,
+        };
+        self.visit(&mut weights);
+        match weights.failed.take() {
+            Some(e) => Err(e),
+            None => Ok(weights),
+        }
     }
 
     /// The weights as burn's record (burnpack): a pure function of their values.
@@ -248,15 +272,24 @@ impl Network {
     }
 }
 
-struct Finite(Result<bool, TrainError>);
+/// What can be said of all weights.
+struct Weights {
+    finite: bool,
+    /// The type of one that is not of 32 bits.
+    other_type: Option<DType>,
+    failed: Option<TrainError>,
+}
 
-impl ModuleVisitor for Finite {
+impl ModuleVisitor for Weights {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         match param.val().try_into_data() {
-            Ok(data) if data.iter::<f32>().all(f32::is_finite) => {}
-            Ok(_) if self.0.is_ok() => self.0 = Ok(false),
-            Ok(_) => {}
-            Err(e) => self.0 = Err(TrainError::backend(e)),
+            Ok(data) => {
+                if data.dtype() != DType::F32 {
+                    self.other_type = Some(data.dtype());
+                }
+                self.finite &= data.iter::<f32>().all(f32::is_finite);
+            }
+            Err(e) => self.failed = Some(TrainError::backend(e)),
         }
     }
 }
