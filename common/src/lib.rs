@@ -9,6 +9,7 @@ pub mod delivery;
 pub mod dora;
 pub mod failure;
 pub mod finding;
+pub mod grpc;
 pub mod ids;
 pub mod labels;
 pub mod redirect;

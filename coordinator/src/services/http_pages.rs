@@ -3,9 +3,12 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use emberline_common::telemetry::{Telemetry, metrics_page};
+use emberline_common::{
+    grpc,
+    telemetry::{Telemetry, metrics_page},
+};
 use emberline_proto::v1::TakeEventResponse;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde_json::{Value, json};
 use tonic::{Code, Status, body::Body};
@@ -19,8 +22,6 @@ pub(super) use emberline_common::telemetry::METRICS_PATH as METRICS;
 /// Where outside systems post CDEvents to.
 pub(super) const EVENTS: &str = "/events";
 
-/// The type of the content of a call.
-const GRPC: &str = "application/grpc";
 /// How long an event may take to arrive.
 const ARRIVES_WITHIN: Duration = Duration::from_secs(10);
 
@@ -47,19 +48,9 @@ fn try_again(mut answer: Response<Body>) -> Response<Body> {
     answer
 }
 
-/// The answer to what is no call of gRPC; none to one that is. A page in somebody's browser can send
-/// the bytes of a call to his own machine without asking first, but neither over HTTP/2 without TLS
-/// nor with this type of content.
+/// The answer to what is no call of gRPC; none to one that is.
 pub(super) fn no_call(request: &Request<Body>) -> Option<Response<Body>> {
-    let kind = request.headers().get(header::CONTENT_TYPE);
-    let kind = kind.and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-    let is_call = request.version() == Version::HTTP_2
-        && request.method() == Method::POST
-        && (kind == GRPC
-            || kind.starts_with("application/grpc+")
-            || kind.starts_with("application/grpc;"));
-    let why = "calls here are of gRPC: POST over HTTP/2 with the content type application/grpc";
-    (!is_call).then(|| refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, why))
+    (!grpc::is_call(request)).then(|| refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, grpc::NO_CALL))
 }
 
 /// Another coordinator leads, or none does: the same request is to go there, or to come again.

@@ -61,7 +61,7 @@ pub struct ServerLimits {
     pub max_receiving_bytes: usize,
     /// How long a request's headers may take, and a connection may be idle over HTTP/1.1.
     pub head_within: Duration,
-    /// How long a request's body may take.
+    /// How long a request's body may take, and how long nothing of an answer may be taken.
     pub body_within: Duration,
     /// How long what was taken may be answered after the stop.
     pub stop_within: Duration,

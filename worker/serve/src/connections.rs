@@ -19,6 +19,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
     task::JoinSet,
+    time::{Sleep, sleep},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -113,7 +114,7 @@ impl Connection {
         let from = stream.peer_addr().ok();
         let begun = async {
             match Wire::accept(stream, self.tls.as_ref()).await {
-                Ok(stream) => Begun::read(stream).await,
+                Ok(stream) => Begun::read(stream, self.limits.body_within).await,
                 Err(why) => {
                     self.refusals.tell(from, &why);
                     Err(why)
@@ -172,14 +173,18 @@ impl Connection {
     }
 }
 
-/// A connection whose first bytes have been looked at.
+/// A connection whose first bytes have been looked at. Over HTTP/1.1 the server's own library waits
+/// without an end for somebody to take an answer; here that has one.
 struct Begun {
     first: Bytes,
     stream: Wire,
+    taken_within: Duration,
+    /// Since when nothing can be written.
+    stuck: Option<Pin<Box<Sleep>>>,
 }
 
 impl Begun {
-    async fn read(mut stream: Wire) -> io::Result<Self> {
+    async fn read(mut stream: Wire, taken_within: Duration) -> io::Result<Self> {
         let mut first = Vec::with_capacity(PREFACE.len());
         while first.len() < PREFACE.len() && PREFACE.starts_with(&first) {
             let mut rest = [0; PREFACE.len()];
@@ -193,7 +198,27 @@ impl Begun {
         Ok(Self {
             first: first.into(),
             stream,
+            taken_within,
+            stuck: None,
         })
+    }
+
+    /// Gives the connection up when the other side has taken nothing for too long.
+    fn patiently<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        done: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if done.is_ready() {
+            self.stuck = None;
+            return done;
+        }
+        let within = self.taken_within;
+        let stuck = self.stuck.get_or_insert_with(|| Box::pin(sleep(within)));
+        stuck
+            .as_mut()
+            .poll(cx)
+            .map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 
     fn begins_http2(&self) -> bool {
@@ -223,15 +248,18 @@ impl AsyncWrite for Begun {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.patiently(cx, written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        self.patiently(cx, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        let shut = Pin::new(&mut self.stream).poll_shutdown(cx);
+        self.patiently(cx, shut)
     }
 
     fn poll_write_vectored(
@@ -239,7 +267,8 @@ impl AsyncWrite for Begun {
         cx: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bytes);
+        self.patiently(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {

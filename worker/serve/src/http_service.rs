@@ -3,6 +3,7 @@
 use std::{convert::Infallible, sync::Arc};
 
 use emberline_common::{
+    grpc,
     telemetry::{METRICS_PATH, metrics_page},
     time::Timestamp,
 };
@@ -102,17 +103,19 @@ impl HttpService {
 }
 
 impl HttpService {
-    /// The answer to who may not ask.
+    /// The answer to what is no call, and to who may not ask.
     fn refused<B>(&self, service: Option<&str>, request: &Request<B>) -> Option<Response<Body>> {
         let is_rest = service == Some("v2");
-        let asks = is_rest
-            || matches!(
-                service,
-                Some(
-                    grpc_inference_service_server::SERVICE_NAME
-                        | feedback_service_server::SERVICE_NAME
-                )
-            );
+        let is_call = matches!(
+            service,
+            Some(
+                grpc_inference_service_server::SERVICE_NAME | feedback_service_server::SERVICE_NAME
+            )
+        );
+        if is_call && !grpc::is_call(request) {
+            return Some(rest::no_call());
+        }
+        let asks = is_rest || is_call;
         let admission = self.inner.admission.load();
         let is_free = !asks || access::is_public(request.uri().path());
         if is_free || admission.allows(request.headers(), Timestamp::now()) {

@@ -6,6 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use emberline_common::grpc::NO_CALL;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde_json::{Value, json};
@@ -83,6 +84,11 @@ pub(crate) fn unauthenticated() -> Response<Body> {
 pub(crate) fn no_such_page(path: &str) -> Response<Body> {
     let why = format!("there is no page `{}`; models answer below /v2", cut(path));
     *refusal(StatusCode::NOT_FOUND, &why)
+}
+
+/// For what is sent to where calls of gRPC are answered, and is none.
+pub(crate) fn no_call() -> Response<Body> {
+    *refusal(StatusCode::UNSUPPORTED_MEDIA_TYPE, NO_CALL)
 }
 
 fn empty(yes: bool) -> Response<Body> {
