@@ -10,6 +10,7 @@ mod fetch;
 mod git;
 mod leader_channel;
 mod local_cluster;
+mod log_fields;
 mod moment;
 mod output;
 mod progress;

@@ -15,6 +15,7 @@ use tracing_subscriber::{
 use crate::{
     args::{Command, LogFormat, RunsCommand},
     exit::Exit,
+    log_fields::fields,
     output::colours,
 };
 
@@ -32,10 +33,19 @@ pub fn init_logs(verbose: u8, format: LogFormat) {
         _ => "info,emberline_coordinator=debug,emberline_worker=debug",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    let lines = tracing_subscriber::fmt::layer();
     let lines = match format {
-        LogFormat::Text => lines.with_ansi(colours(io::stderr().is_terminal())).boxed(),
-        LogFormat::Json => lines.json().flatten_event(true).with_ansi(false).boxed(),
+        LogFormat::Text => lines
+            .with_writer(io::stderr)
+            .fmt_fields(fields())
+            .with_ansi(colours(io::stderr().is_terminal()))
+            .boxed(),
+        LogFormat::Json => lines
+            .with_writer(io::stderr)
+            .json()
+            .flatten_event(true)
+            .with_ansi(false)
+            .boxed(),
     };
     let registry = tracing_subscriber::registry().with(filter);
     registry.with(lines).with(LAYER.clone()).init();

@@ -59,8 +59,7 @@ pub async fn describe(
             match tree.add_commits(&mut change, &since).await {
                 Ok(unknown) => unknown.iter().for_each(|revision| {
                     warn(&format!(
-                        "revision {} of the previous deployment is not in this clone: fetch its history, or only the newest commit counts as delivered",
-                        clean(revision)
+                        "revision {revision} of the previous deployment is not in this clone: fetch its history, or only the newest commit counts as delivered"
                     ));
                 }),
                 Err(why) => warn(&format!("{why}; only the newest commit counts as delivered")),
@@ -79,7 +78,7 @@ pub async fn describe(
 }
 
 fn warn(line: &str) {
-    eprintln!("warning: {line}");
+    eprintln!("warning: {}", clean(line));
 }
 
 async fn in_work_tree(

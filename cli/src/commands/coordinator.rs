@@ -74,7 +74,10 @@ pub async fn coordinator(
         if !e.store_fault().is_some_and(StoreFault::is_passing) {
             return Err(Exit::input(e.to_string()).into());
         }
-        eprintln!("waiting for the object store: {e}");
+        eprintln!(
+            "waiting for the object store: {}",
+            output::clean(&e.to_string())
+        );
     }
     let listener = TcpListener::bind(listen)
         .await
@@ -90,7 +93,7 @@ pub async fn coordinator(
         .map_err(told)?,
     );
     if let Some(trouble) = store.trouble() {
-        eprintln!("waiting for etcd: {}", trouble.text);
+        eprintln!("waiting for etcd: {}", output::clean(&trouble.text));
     }
     let config = CoordinatorConfig {
         name: name.clone(),
