@@ -19,7 +19,9 @@ use serde_json::Value as Json;
 use super::{Emit, MAX_RECORD_BYTES, SourceFile, bytes, check_types, too_many_columns};
 use crate::{
     scalar::push_cast,
-    schema::{BatchBuilder, ColumnDef, ColumnType, MAX_COLUMNS, Schema, Value, quoted, type_name},
+    schema::{
+        BatchBuilder, ColumnDef, ColumnType, MAX_COLUMNS, Schema, Value, cut, quoted, type_name,
+    },
 };
 
 /// JSON lines files; their columns are those of all lines, in the order in which they first appear.
@@ -246,11 +248,17 @@ impl<'a> Lines<'a> {
         })
     }
 
-    /// The next object; blank lines are passed over.
+    /// The next object; blank lines are passed over, though not without an end.
     fn next(&mut self) -> Result<Option<Object>, StageError> {
+        let start = self.offset + self.buffer.len() as u64;
         loop {
             self.offset += self.buffer.len() as u64;
             self.buffer.clear();
+            if self.offset - start > MAX_RECORD_BYTES {
+                return Err(self.error(&format!(
+                    "more than {MAX_RECORD_BYTES} bytes of blank lines"
+                )));
+            }
             self.line += 1;
             let read = (&mut self.reader)
                 .take(MAX_RECORD_BYTES + 1)
@@ -276,7 +284,8 @@ impl<'a> Lines<'a> {
             }
             return serde_json::from_str(line).map(Some).map_err(|e| {
                 let text = e.to_string();
-                let what = text.split(" at line ").next().unwrap_or_default();
+                // It may repeat what stands there, however long that is.
+                let what = cut(text.split(" at line ").next().unwrap_or_default(), 200);
                 self.error(&format!("column {}: {what}", e.column()))
             });
         }
