@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs, io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::SystemTime,
@@ -304,8 +305,12 @@ impl Cache {
     }
 
     /// Keeps a file that was just stored, so that the next stage here need not fetch it. The file
-    /// must not be written to any more. Does nothing if that cannot be done.
+    /// must not be written to any more. Does nothing if that cannot be done, nor with a file that
+    /// stands elsewhere, too: it is not ours, and whoever has it may go on writing to it.
     pub async fn keep(self: &Arc<Self>, digest: &Digest, bytes: u64, file: &Path) {
+        if !fs::symlink_metadata(file).is_ok_and(|meta| meta.is_file() && meta.nlink() == 1) {
+            return;
+        }
         let lock = {
             let mut state = self.lock();
             if bytes > self.max_bytes || state.entries.contains_key(digest) {
@@ -493,6 +498,25 @@ mod tests {
             let again = cache.get(&fixture.store, &a, 4).await.unwrap();
             assert_eq!(fs::read(again.path()).unwrap(), b"aaaa");
         }
+    }
+
+    #[tokio::test]
+    async fn a_file_that_stands_elsewhere_too_is_not_kept_and_stays_writable() {
+        let fixture = fixture();
+        let cache = fixture.cache(10);
+        let at = |name: &str| fixture.dir.path().join(name);
+        fs::write(at("theirs"), "aaaa").unwrap();
+        fs::hard_link(at("theirs"), at("output")).unwrap();
+        std::os::unix::fs::symlink(at("theirs"), at("link")).unwrap();
+        for name in ["output", "link"] {
+            cache.keep(&Digest::of(b"aaaa"), 4, &at(name)).await;
+            assert_eq!(cache.bytes(), 0, "{name}");
+        }
+        let theirs = fs::metadata(at("theirs")).unwrap();
+        assert!(!theirs.permissions().readonly());
+        fs::write(at("own"), "aaaa").unwrap();
+        cache.keep(&Digest::of(b"aaaa"), 4, &at("own")).await;
+        assert_eq!(cache.bytes(), 4);
     }
 
     #[tokio::test(flavor = "multi_thread")]
