@@ -246,6 +246,15 @@ fn wrong_arguments_leave_with_2() {
     place.write("files.yaml", "pipeline: f\nstages: { s: { kind: exec, with: { command: [cat, x], files: [missing.txt] } } }\n");
     let missing = place.emberline(&["run", "files.yaml"]).run().expect_code(2);
     assert!(missing.errors()[0].contains("missing.txt"), "{missing}");
+    // A secret that is given is neither stored nor shown.
+    let keyed = "pipeline: k\nparams: { key: none }\nstages: { s: { kind: noop } }\n";
+    place.write("keyed.yaml", keyed);
+    let key = "AKIAIOSFODNN7EXAMPLE";
+    let given = ["run", "keyed.yaml", "--param", &format!("key={key}")];
+    let refused = place.emberline(&given).run().expect_code(2);
+    let line = refused.errors()[0];
+    assert!(line.contains("params.key: this looks like"), "{line}");
+    assert!(!refused.stderr.contains(key), "{refused}");
     good_run_works(&place);
 }
 

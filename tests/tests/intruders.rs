@@ -387,6 +387,15 @@ async fn messages_that_lie_or_are_none_are_refused_each_with_its_status() {
             message(1, length(&zipped), &zipped),
             is(200, Some(12)),
         ),
+        ("nothing", status, grpc, none(), vec![], is(200, Some(13))),
+        (
+            "half a length",
+            status,
+            grpc,
+            none(),
+            vec![0, 0],
+            is(200, Some(13)),
+        ),
         (
             "no flag",
             status,

@@ -236,7 +236,7 @@ pub(crate) fn list(dir: &Path, what: &str) -> Result<Vec<String>, StageError> {
             let name = name.to_str().ok_or_else(|| {
                 StageError::user(format!(
                     "{what} has a file whose name is not UTF-8: `{}`",
-                    entry.path().display()
+                    name.to_string_lossy().escape_debug()
                 ))
             })?;
             let path = format!("{prefix}{name}");
@@ -323,14 +323,11 @@ mod tests {
     fn a_name_that_is_no_text_is_refused() {
         use std::os::unix::ffi::OsStrExt;
         let dir = tempfile::tempdir().unwrap();
-        let name = std::ffi::OsStr::from_bytes(b"a\xff");
+        let name = std::ffi::OsStr::from_bytes(b"a\xff\n\x1b[2J");
         fs::write(dir.path().join(name), "").unwrap();
-        assert!(
-            list(dir.path(), "it")
-                .unwrap_err()
-                .message
-                .contains("not UTF-8")
-        );
+        let told = list(dir.path(), "it").unwrap_err().message;
+        assert!(told.contains("not UTF-8"), "{told}");
+        assert!(!told.contains(char::is_control), "{told:?}");
     }
 
     #[test]

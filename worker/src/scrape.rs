@@ -252,4 +252,40 @@ mod tests {
         page.stop().await;
         assert_eq!(silent.read(&mut [0]).await.unwrap_or(0), 0);
     }
+
+    #[tokio::test]
+    async fn no_more_connections_than_there_is_room_for_are_taken_at_once() {
+        let page = Page {
+            telemetry: Telemetry::default(),
+            leader: watch::channel(None).1,
+        };
+        let page = Scrape::start("127.0.0.1:0", page, None).await.unwrap();
+        let answered = async |stream: &mut TcpStream| {
+            let mut first = [0; 8];
+            stream.read_exact(&mut first).await.is_ok() && &first == b"HTTP/1.1"
+        };
+        let ask = async || {
+            let mut stream = TcpStream::connect(page.address()).await.unwrap();
+            let request = b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n";
+            stream.write_all(request).await.unwrap();
+            stream
+        };
+        let mut held = Vec::new();
+        for _ in 0..MAX_CONNECTIONS {
+            let mut stream = ask().await;
+            assert!(answered(&mut stream).await);
+            held.push(stream);
+        }
+        let mut one_more = ask().await;
+        let within = Duration::from_millis(100);
+        let waits = tokio::time::timeout(within, answered(&mut one_more)).await;
+        assert!(waits.is_err(), "one more was taken");
+        drop(held.pop());
+        assert!(answered(&mut one_more).await);
+        // The others are let go as well, for they ask nothing more.
+        for mut idle in held {
+            while idle.read(&mut [0; 4096]).await.is_ok_and(|read| read > 0) {}
+        }
+        page.stop().await;
+    }
 }

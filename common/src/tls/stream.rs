@@ -167,3 +167,18 @@ impl Refusals {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_is_told_of_once_in_a_while_and_not_all_of_too_many() {
+        let refusals = Refusals::default();
+        let peer = |n: u32| IpAddr::from(std::net::Ipv4Addr::from(n));
+        assert!(refusals.is_due(peer(1)));
+        assert!(!refusals.is_due(peer(1)));
+        let told = (0..10_000).filter(|n| refusals.is_due(peer(*n))).count();
+        assert_eq!(told + 1, Refusals::REMEMBERED);
+    }
+}

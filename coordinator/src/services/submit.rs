@@ -231,7 +231,18 @@ mod tests {
 
     #[test]
     fn files_that_leave_the_directory_are_refused() {
-        for bad in ["/etc/passwd", "../x", "a/../../b", "", "a//b", "a\0b"] {
+        let long = "n".repeat(10_000);
+        for bad in [
+            "/etc/passwd",
+            "../x",
+            "a/../../b",
+            "",
+            "a//b",
+            "a\0b",
+            "a\\..\\b",
+            "a\nb",
+            &long,
+        ] {
             let file = v1::SubmittedFile {
                 path: bad.to_owned(),
                 sha256: Digest::of(b"").to_string(),

@@ -221,7 +221,20 @@ async fn forgotten_runs_leave_nothing_behind() {
 #[tokio::test]
 async fn names_of_artifacts_that_could_climb_are_refused() {
     let cluster = Cluster::start().await;
-    for bad in ["", "x", "a/b", "../../etc/passwd", "r/../x", "a/b/c/d"] {
+    for bad in [
+        "",
+        "x",
+        "a/b",
+        "../../etc/passwd",
+        "r/../x",
+        "a/b/c/d",
+        "r/a/%2e%2e",
+        "r/a/..\\x",
+        "r/a/x#y",
+        "r/a/x?y",
+        "r/a/x\0",
+        "file:///etc/passwd",
+    ] {
         let request = GetArtifactRequest {
             artifact: bad.to_owned(),
         };

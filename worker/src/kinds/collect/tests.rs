@@ -191,6 +191,43 @@ fn a_name_that_climbs_out_or_stands_twice_is_refused() {
 }
 
 #[test]
+fn names_that_climb_out_in_a_url_or_are_no_name_are_refused() {
+    let at = serve(|_, _| ok(b"1"));
+    let dir = data();
+    for (path, part) in [
+        ("/a/..%2f..%2fx", "not relative and plain"),
+        ("/%2E%2E%2Fx", "not relative and plain"),
+        ("/x%2f%2e%2e", "not relative and plain"),
+        ("/%2fetc%2fpasswd", "not relative and plain"),
+        ("/a%5cb", "backslash"),
+        ("/..%5c..%5cx", "backslash"),
+        ("/a%00b", "control character"),
+        ("/a%0ab", "control character"),
+        // These are a step up to everybody.
+        ("/a/%2e%2e", "names no file"),
+        ("/a/%2e%2e/", "names no file"),
+        ("/a#x", "has a `#`"),
+    ] {
+        let spec = json!({"sources": [{"url": format!("http://{at}{path}")}]});
+        refused(dir.path(), spec, Reason::UserError, part);
+    }
+    // Of a path nothing is decoded and nothing cut off.
+    for url in ["file:d/%2e%2e/d/a.csv", "file:d/a.csv?x", "file:d/a.csv#x"] {
+        let spec = json!({"sources": [{"url": url}]});
+        refused(dir.path(), spec, Reason::UserError, "there is no file");
+    }
+    for (url, part) in [
+        ("s3://b/k?versionId=1", "has a `?`"),
+        ("s3://b/k#x", "has a `#`"),
+        ("s3://u:p@b/k", "a user or a password"),
+    ] {
+        let spec = json!({"sources": [{"url": url}]});
+        refused(dir.path(), spec, Reason::UserError, part);
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "only `d`");
+}
+
+#[test]
 fn another_digest_or_too_many_bytes_are_bad_data() {
     let dir = data();
     let digest = Digest::of(b"1");
