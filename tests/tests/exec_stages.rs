@@ -5,6 +5,7 @@
 use std::fs;
 
 use emberline_tests::{Dev, Place, outside, place::task, processes, seconds, wait_for};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::{Value, json};
 
 /// A pipeline of one `exec` stage `s`, as JSON, which is YAML too.
@@ -396,4 +397,48 @@ fn outputs_that_are_no_regular_files_are_refused_by_name() {
         &outputs,
     );
     assert_eq!(run["state"], "succeeded");
+}
+
+#[test]
+fn files_of_a_stage_that_lead_out_or_are_none_are_refused_before_anything_is_made() {
+    use std::os::unix::fs::symlink;
+    let place = Place::new();
+    let run = |file: &str| {
+        let text = format!(
+            "pipeline: f\nstages: {{ s: {{ kind: exec, with: {{ command: [cat, {file}], files: [{file}] }} }} }}\n"
+        );
+        place.write("f.yaml", text);
+        place.emberline(&["run", "f.yaml"]).run()
+    };
+    symlink("/etc/passwd", place.path("link")).unwrap();
+    symlink("/etc", place.path("etc")).unwrap();
+    symlink("/dev/zero", place.path("zero")).unwrap();
+    symlink("nowhere", place.path("dangling")).unwrap();
+    symlink("loop", place.path("loop")).unwrap();
+    fs::create_dir(place.path("directory")).unwrap();
+    mknodat(CWD, place.path("pipe"), FileType::Fifo, Mode::RWXU, 0).unwrap();
+    for (file, part) in [
+        (
+            "link",
+            "leads out of the pipeline's directory, to `/etc/passwd`",
+        ),
+        ("etc/passwd", "leads out of the pipeline's directory"),
+        ("zero", "leads out of the pipeline's directory"),
+        ("dangling", "No such file"),
+        ("loop", "symbolic links"),
+        ("directory", "is no regular file"),
+        ("pipe", "is no regular file"),
+        ("../x", "is not relative and plain"),
+        ("/etc/passwd", "is not relative and plain"),
+    ] {
+        let refused = run(file).expect_code(2);
+        assert_eq!(refused.errors().len(), 1, "{refused}");
+        assert!(refused.errors()[0].contains(part), "{refused}");
+        assert!(!refused.stderr.contains("root:"), "{refused}");
+    }
+    assert_eq!(place.json(&["runs", "list"]), Value::Array(Vec::new()));
+    // A link that stays within is a file like any other.
+    place.write("directory/real.txt", "fine\n");
+    symlink("directory/real.txt", place.path("within")).unwrap();
+    run("within").expect_code(0);
 }

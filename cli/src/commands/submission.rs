@@ -144,7 +144,17 @@ async fn stage_file(cluster: &Cluster, base: &Path, path: &str) -> anyhow::Resul
             full.display()
         ))
     };
-    let metadata = tokio::fs::metadata(&full).await.map_err(fail)?;
+    // Where it leads: somebody else's pipeline must not take along what is not of its directory.
+    let real = tokio::fs::canonicalize(&full).await.map_err(fail)?;
+    if !real.starts_with(base) {
+        return Err(Exit::input(format!(
+            "`{}`, which an `exec` stage names under `files`, leads out of the pipeline's directory, to `{}`",
+            full.display(),
+            real.display()
+        ))
+        .into());
+    }
+    let metadata = tokio::fs::metadata(&real).await.map_err(fail)?;
     if !metadata.is_file() {
         return Err(Exit::input(format!(
             "`{}`, which an `exec` stage names under `files`, is no regular file",
@@ -152,7 +162,7 @@ async fn stage_file(cluster: &Cluster, base: &Path, path: &str) -> anyhow::Resul
         ))
         .into());
     }
-    let content = tokio::fs::read(&full).await.map_err(fail)?;
+    let content = tokio::fs::read(&real).await.map_err(fail)?;
     let bytes = content.len() as u64;
     let digest = upload::blob(cluster, content).await?;
     Ok(SubmittedFile {
