@@ -202,7 +202,7 @@ fn more_streams_than_are_allowed_are_refused_and_all_end_with_their_connection()
 #[test]
 fn who_connects_and_says_nothing_or_only_half_is_not_kept() {
     let target = Target::start();
-    let metrics = format!("127.0.0.1:{}", processes::free_port());
+    let [metrics, models] = [(); 2].map(|()| format!("127.0.0.1:{}", processes::free_port()));
     let place = Place::new();
     let worker = [
         "worker",
@@ -212,6 +212,8 @@ fn who_connects_and_says_nothing_or_only_half_is_not_kept() {
         "w",
         "--metrics-listen",
         &metrics,
+        "--serve",
+        &models,
     ];
     let mut worker = place.emberline(&worker).within(seconds(200)).start();
     wait_for("a session", seconds(30), || {
@@ -219,13 +221,22 @@ fn who_connects_and_says_nothing_or_only_half_is_not_kept() {
         worker.stdout().contains(" has a session ").then_some(())
     });
     let drips = "GET /metrics HTTP/1.1\r\nhost: x\r\nx-slow: ";
-    let cases: [(&str, &str, &[u8]); 6] = [
+    // A whole request, and nothing after its answer.
+    let whole = "GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n".as_bytes();
+    let cases: [(&str, &str, &[u8]); 13] = [
         ("the coordinator", &target.dev.address, b""),
         ("the coordinator", &target.dev.address, &PREFACE[..10]),
         ("the coordinator", &target.dev.address, drips.as_bytes()),
         ("the coordinator", &target.dev.address, PREFACE),
         ("the metrics", &metrics, b""),
         ("the metrics", &metrics, drips.as_bytes()),
+        ("the models", &models, b""),
+        ("the models", &models, &PREFACE[..10]),
+        ("the models", &models, drips.as_bytes()),
+        ("the models", &models, PREFACE),
+        ("the coordinator", &target.dev.address, whole),
+        ("the metrics", &metrics, whole),
+        ("the models", &models, whole),
     ];
     let waiting = cases.map(|(name, address, beginning)| {
         let mut stream = TcpStream::connect(address).unwrap();
@@ -254,8 +265,29 @@ fn who_connects_and_says_nothing_or_only_half_is_not_kept() {
             }
         })
     });
+    // One who asks and asks, and reads no answer.
+    let deaf = [
+        ("the coordinator", &target.dev.address),
+        ("the models", &models),
+    ];
+    let deaf = deaf.map(|(name, address)| {
+        let mut stream = TcpStream::connect(address).unwrap();
+        let many = whole.repeat(1000);
+        std::thread::spawn(move || {
+            stream.set_write_timeout(Some(seconds(60))).unwrap();
+            loop {
+                match stream.write_all(&many) {
+                    Ok(()) => {}
+                    Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
+                        panic!("{name}: who takes no answer is still there")
+                    }
+                    Err(_) => return,
+                }
+            }
+        })
+    });
     target.is_well();
-    for waiting in waiting {
+    for waiting in waiting.into_iter().chain(deaf) {
         waiting.join().unwrap();
     }
     target.is_well();

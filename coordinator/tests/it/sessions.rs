@@ -51,6 +51,36 @@ async fn a_worker_with_a_name_that_could_climb_is_refused() {
 }
 
 #[tokio::test]
+async fn a_worker_with_labels_without_measure_is_refused() {
+    let cluster = Cluster::start().await;
+    let many = (0..100_000).map(|n| (n.to_string(), String::new()));
+    for (labels, part) in [
+        (
+            [("zone".to_owned(), "x".repeat(1 << 20))].into(),
+            "1048576 bytes",
+        ),
+        (
+            [("x".repeat(1 << 20), String::new())].into(),
+            "1048576 bytes",
+        ),
+        (
+            [("zone".to_owned(), "a\n\u{1b}[31mb".to_owned())].into(),
+            "control characters",
+        ),
+        (many.collect(), "100000 labels"),
+    ] {
+        let mut hello = register("w", 1);
+        hello.labels = labels;
+        let mut worker = FakeWorker::connect(&cluster, hello).await;
+        let end = worker.next().await.unwrap_err();
+        assert_eq!(end.code(), Code::InvalidArgument, "{part}");
+        assert!(end.message().contains(part), "{end:?}");
+        assert!(end.message().len() < 200, "{} bytes", end.message().len());
+    }
+    assert!(workers(&cluster).await.is_empty());
+}
+
+#[tokio::test]
 async fn no_more_is_assigned_than_was_granted() {
     let cluster = Cluster::start().await;
     let mut worker = FakeWorker::ready(&cluster, "w", 3).await;
