@@ -5,30 +5,12 @@ use std::{
     time::Duration,
 };
 
+pub use emberline_common::text::clean;
 use serde::Serialize;
 
 /// Whether to colour: on a terminal, unless `NO_COLOR` is set.
 pub fn colours(terminal: bool) -> bool {
     terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
-}
-
-/// Whether a character ends a line, gives a terminal an order, or turns the direction of text around.
-pub fn is_harmful(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
-/// A text of somebody else, safe for a terminal and in one line: control characters are escaped.
-pub fn clean(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        if is_harmful(c) {
-            out.extend(c.escape_default());
-        } else {
-            out.push(c);
-        }
-    }
-    out
 }
 
 /// Prints a line; an error where nobody reads any more.
@@ -107,12 +89,6 @@ pub fn bytes(count: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_strangers_text_cannot_reach_the_terminal() {
-        assert_eq!(clean("a\x1b[31mb\nc\u{202e}"), "a\\u{1b}[31mb\\nc\\u{202e}");
-        assert_eq!(clean("ü → ok"), "ü → ok");
-    }
 
     #[test]
     fn times_and_sizes_are_short() {

@@ -5,6 +5,8 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::text::clean;
+
 /// The longest failure text that the state keeps, in bytes; the log has the whole.
 pub const MAX_MESSAGE_BYTES: usize = 2048;
 
@@ -80,15 +82,16 @@ impl fmt::Display for Reason {
 pub struct Failure {
     /// The reason.
     pub reason: Reason,
-    /// What failed, where, and what to do. At most [`MAX_MESSAGE_BYTES`].
+    /// What failed, where, and what to do. One line, at most [`MAX_MESSAGE_BYTES`].
     pub message: String,
 }
 
 impl Failure {
-    /// Cuts the message to [`MAX_MESSAGE_BYTES`] at a character's edge.
+    /// Makes the message one line, for it may repeat names and words of strangers, and cuts it to
+    /// [`MAX_MESSAGE_BYTES`] at a character's edge.
     #[must_use]
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
-        let mut message: String = message.into();
+        let mut message = clean(&message.into());
         if message.len() > MAX_MESSAGE_BYTES {
             let mut end = MAX_MESSAGE_BYTES - '…'.len_utf8();
             while !message.is_char_boundary(end) {
@@ -116,5 +119,11 @@ mod tests {
         let failure = Failure::new(Reason::UserError, "ä".repeat(5000));
         assert!(failure.message.len() <= MAX_MESSAGE_BYTES);
         assert!(failure.message.ends_with('…'));
+    }
+
+    #[test]
+    fn a_message_is_one_line_whatever_it_repeats() {
+        let failure = Failure::new(Reason::Data, "the column `a\r\n\u{1b}[2Jb` is none");
+        assert_eq!(failure.message, r"the column `a\r\n\u{1b}[2Jb` is none");
     }
 }

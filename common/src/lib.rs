@@ -19,6 +19,7 @@ pub mod run_view;
 pub mod serving;
 pub mod spec;
 pub mod telemetry;
+pub mod text;
 pub mod time;
 pub mod tls;
 pub mod trace;

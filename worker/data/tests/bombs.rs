@@ -152,6 +152,9 @@ fn names_and_values_are_shown_cut_and_without_control_characters() {
     let spec = json!({"read": {"data": {"types": {"n": "float"}}}});
     let value = file("a.csv", format!("n\n\"{evil}\"\n").as_bytes());
     refused(value.path(), spec, &["=cmd|", "`n`", "not a float"]);
+    let spec = json!({"read": {"data": {"types": {evil: "float"}}}});
+    let named = file("a.csv", format!("\"{evil}\"\nhigh\n").as_bytes());
+    refused(named.path(), spec, &["=cmd|", "not a float"]);
     let long = "x".repeat(1 << 20);
     for line in [
         format!("\"{long}\""),

@@ -117,7 +117,9 @@ impl CsvSource {
                         builder.push(column, Value::Null);
                     } else {
                         push_cast(&mut builder, column, def.column_type, Value::Text(field))
-                            .map_err(|e| records.error(&format!("column `{}`: {e}", def.name)))?;
+                            .map_err(|e| {
+                                records.error(&format!("column {}: {e}", quoted(&def.name)))
+                            })?;
                     }
                 }
                 if builder.end_row() {

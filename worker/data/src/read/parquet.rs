@@ -28,7 +28,7 @@ use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderB
 use super::{Emit, SourceFile, bytes, check_types, too_many_columns};
 use crate::{
     scalar::push_cast,
-    schema::{BATCH_ROWS, BatchBuilder, ColumnDef, ColumnType, MAX_COLUMNS, Schema, Value},
+    schema::{BATCH_ROWS, BatchBuilder, ColumnDef, ColumnType, MAX_COLUMNS, Schema, Value, quoted},
 };
 
 /// Parquet files with the same columns.
@@ -123,10 +123,10 @@ impl ParquetSource {
                 )
                 .map_err(|e| {
                     StageError::data(format!(
-                        "`{}` row {}, column `{}`: {e}",
+                        "`{}` row {}, column {}: {e}",
                         file.label,
                         first_row + row as u64,
-                        def.name
+                        quoted(&def.name)
                     ))
                 })?;
             }
