@@ -42,10 +42,14 @@ pub fn binary() -> PathBuf {
     path
 }
 
-/// The root of the repository.
+/// The root of the repository: where the tests are run, for with a target directory that is shared
+/// they may have been compiled from another clone of the same sources.
+///
+/// # Panics
+/// If a test is run by something else than Cargo.
 #[must_use]
 pub fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+    Path::new(&std::env::var("CARGO_MANIFEST_DIR").unwrap())
         .parent()
         .unwrap()
         .to_path_buf()

@@ -109,9 +109,10 @@ mod tests {
     /// A new call is fed, too.
     #[test]
     fn every_request_of_the_protocol_is_among_them() {
-        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../proto/emberline/v1");
+        let root = std::env::var("CARGO_MANIFEST_DIR").unwrap();
+        let files = std::fs::read_dir(root + "/../../proto/emberline/v1").unwrap();
         let mut missing = Vec::new();
-        for file in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        for file in files.flatten() {
             let text = std::fs::read_to_string(file.path()).unwrap_or_default();
             let names = text
                 .lines()

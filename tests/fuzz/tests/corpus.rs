@@ -6,7 +6,7 @@ use emberline_fuzz::TARGETS;
 
 #[test]
 fn nothing_in_the_corpus_does_harm() {
-    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
+    let corpus = Path::new(&std::env::var("CARGO_MANIFEST_DIR").unwrap()).join("corpus");
     for (name, target) in TARGETS {
         let mut replayed = 0;
         for entry in fs::read_dir(corpus.join(name))

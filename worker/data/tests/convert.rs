@@ -18,7 +18,7 @@ use serde_json::json;
 
 /// A directory with one file of the examples.
 fn example(path: &str) -> tempfile::TempDir {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+    let path = Path::new(&std::env::var("CARGO_MANIFEST_DIR").unwrap())
         .join("../../examples")
         .join(path);
     let name = path.file_name().unwrap().to_str().unwrap().to_owned();

@@ -33,7 +33,7 @@ mod load_bundle;
 const ROWS: usize = 400;
 
 fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+    Path::new(&std::env::var("CARGO_MANIFEST_DIR").unwrap())
         .ancestors()
         .nth(2)
         .unwrap()
