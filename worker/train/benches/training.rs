@@ -1,5 +1,6 @@
 //! How many samples a second the stage `train` learns from, forward and backward, validation and
-//! checkpoints aside: `cargo bench -p emberline-train [-- --json] [--rounds N] [--rows N]`.
+//! checkpoints aside: `cargo bench -p emberline-train [-- --json] [--rounds N] [--rows N]`, and with
+//! `--features gpu` also `[--gpu]`.
 //!
 //! The tables are made from a seed. Each figure is the median over the rounds; a round trains with
 //! two numbers of epochs and divides the difference, so that reading and starting do not count.
@@ -13,7 +14,10 @@
 
 use std::{path::Path, time::Instant};
 
-use emberline_common::spec::{ArtifactType, kinds::convert::ColumnType};
+use emberline_common::{
+    resources::Resources,
+    spec::{ArtifactType, kinds::convert::ColumnType},
+};
 use emberline_data::{
     schema::{BatchBuilder, ColumnDef, Schema, Value},
     write::TableWriter,
@@ -98,9 +102,15 @@ fn images(dir: &Path, rows: usize) {
 fn seconds(spec: &Json, dir: &Path, epochs: u64) -> f64 {
     let mut spec = spec.clone();
     spec["epochs"] = json!(epochs);
+    let gpus = u32::from(spec["backend"] == "gpu");
     let context = TestContext::builder()
         .spec(spec)
         .input("train", ArtifactType::Table, dir)
+        .resources(Resources {
+            cpu_millis: 1000,
+            memory_bytes: 0,
+            gpus,
+        })
         .build();
     let started = Instant::now();
     Train.run(&context.ctx).unwrap_or_else(|e| panic!("{e}"));
@@ -108,7 +118,7 @@ fn seconds(spec: &Json, dir: &Path, epochs: u64) -> f64 {
 }
 
 fn main() {
-    let (mut rounds, mut rows, mut as_json) = (3_usize, 10_000_usize, false);
+    let (mut rounds, mut rows, mut as_json, mut backend) = (3_usize, 10_000_usize, false, "cpu");
     let mut rest = std::env::args().skip(1);
     while let Some(flag) = rest.next() {
         let mut number = || rest.next().and_then(|n| n.parse().ok()).expect("a number");
@@ -116,6 +126,7 @@ fn main() {
             "--rounds" => rounds = number(),
             "--rows" => rows = number(),
             "--json" => as_json = true,
+            "--gpu" => backend = "gpu",
             // cargo itself adds it.
             "--bench" => {}
             other => panic!("there is no flag `{other}`"),
@@ -139,13 +150,21 @@ fn main() {
             json!({"family": "cnn", "image": image, "channels": [8, 16]}),
             64,
         ),
+        (
+            "CNN 28×28, 32 and 64 channels, batch 256",
+            rows / 4,
+            (1, 3),
+            images,
+            json!({"family": "cnn", "image": image, "channels": [32, 64]}),
+            256,
+        ),
     ];
     for (name, rows, (few, many), make, model, batch) in cases {
         let dir = tempfile::tempdir().unwrap();
         make(dir.path(), rows);
         let spec = json!({
             "task": "classification", "label": "label", "seed": 1,
-            "batch_size": batch, "model": model,
+            "batch_size": batch, "model": model, "backend": backend,
         });
         let mut figures: Vec<f64> = (0..rounds.max(1))
             .map(|_| {
@@ -158,7 +177,7 @@ fn main() {
         let median = figures[figures.len() / 2];
         if as_json {
             let line = json!({
-                "bench": "training", "name": name, "unit": "samples/s",
+                "bench": "training", "name": name, "backend": backend, "unit": "samples/s",
                 "median": median, "min": low, "max": high, "rounds": rounds,
             });
             println!("{line}");

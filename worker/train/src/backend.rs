@@ -14,7 +14,7 @@ use crate::error::TrainError;
 pub struct Compute {
     /// The device, without differentiation.
     pub device: Device,
-    /// E.g. `cpu (flex)`.
+    /// E.g. `cpu (flex)` or `gpu (vulkan, NVIDIA H200)`. Where it is another one, numbers are rounded otherwise.
     pub name: String,
 }
 
@@ -39,7 +39,7 @@ impl Compute {
             Backend::Auto => Ok(Self::gpu()?.unwrap_or_else(Self::cpu)),
             Backend::Gpu => Self::gpu()?.ok_or_else(|| {
                 TrainError::Backend(if cfg!(any(feature = "gpu", feature = "cuda")) {
-                    "`backend: gpu` is set, but this worker sees no GPU; set `labels` or `resources.gpu` so that the task comes to one that has".to_owned()
+                    "`backend: gpu` is set, but this worker's program finds no GPU: look at its drivers, and start it with `--gpus 0` if it has none; set `resources.gpu` so that the task comes to a worker that has".to_owned()
                 } else {
                     "`backend: gpu` is set, but this worker's program has no GPU backend; build it with `--features gpu`, or set `backend: auto`".to_owned()
                 })
@@ -62,23 +62,27 @@ impl Compute {
         let probe = || {
             #[cfg(feature = "cuda")]
             if let Some(device) = Device::enumerate(DeviceType::Cuda).into_iter().next() {
-                return Some((device, "gpu (cuda)"));
+                return Some((device, "cuda"));
             }
             #[cfg(feature = "gpu")]
             for device in Device::enumerate(DeviceType::Vulkan) {
                 // A software renderer shows itself as a CPU; flex is faster than that.
                 if !format!("{device:?}").contains("Cpu") {
-                    return Some((device, "gpu (vulkan)"));
+                    return Some((device, "vulkan"));
                 }
             }
             None
         };
         let start = || {
-            probe().map(|(device, name)| {
+            probe().map(|(device, api)| {
                 let one = Tensor::<1>::ones([1], &device).try_into_scalar::<f32>();
+                let card = device.identity().map(|identity| identity.name);
                 one.map(|_| Self {
                     device,
-                    name: name.to_owned(),
+                    name: match card {
+                        Some(card) => format!("gpu ({api}, {card})"),
+                        None => format!("gpu ({api})"),
+                    },
                 })
                 .map_err(TrainError::backend)
             })
