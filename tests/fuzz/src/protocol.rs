@@ -104,6 +104,8 @@ pub fn session(data: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
 
     /// A new call is fed, too.

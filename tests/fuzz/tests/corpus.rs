@@ -1,5 +1,7 @@
 //! Replays what is kept of what was searched: no search, but what was found once stays found.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{fs, path::Path};
 
 use emberline_fuzz::TARGETS;
