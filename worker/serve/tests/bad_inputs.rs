@@ -18,19 +18,11 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic::Code;
 
 async fn small() -> Served {
-    let served = Served::start_limited(|limits| {
-        limits.max_request_bytes = 64 << 10;
-        limits.head_within = Duration::from_millis(300);
-        limits.body_within = Duration::from_millis(300);
-        limits.stop_within = Duration::from_secs(2);
-    })
-    .await;
     let limits = ServingLimits {
         max_request_rows: 4,
         ..limits()
     };
-    served.serve_factory(limits).await;
-    served
+    Served::impatient(limits).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

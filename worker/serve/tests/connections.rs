@@ -4,8 +4,6 @@
 
 mod support;
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use emberline_worker::serving::Serving as _;
 use http::{HeaderMap, Request};
@@ -18,18 +16,6 @@ use tokio::{
 use tonic::body::Body;
 use tower_service::Service as _;
 
-async fn impatient() -> Served {
-    let served = Served::start_limited(|limits| {
-        limits.max_request_bytes = 64 << 10;
-        limits.head_within = Duration::from_millis(300);
-        limits.body_within = Duration::from_millis(300);
-        limits.stop_within = Duration::from_secs(2);
-    })
-    .await;
-    served.serve_factory(limits()).await;
-    served
-}
-
 /// It still answers.
 async fn is_well(served: &Served) {
     let request = factory_request("", &[machine(1)]);
@@ -38,7 +24,7 @@ async fn is_well(served: &Served) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_asks_nothing_more_or_takes_no_answer_is_not_kept() {
-    let served = impatient().await;
+    let served = Served::impatient(limits()).await;
     // One good request, and then nothing.
     let mut idle = TcpStream::connect(served.address).await.unwrap();
     let ask = b"GET /v2 HTTP/1.1\r\nhost: x\r\n\r\n";
@@ -108,7 +94,7 @@ async fn floods_of_frames_are_refused() {
     const HEADERS: u8 = 1;
     const RST_STREAM: u8 = 3;
     const CONTINUATION: u8 = 9;
-    let served = impatient().await;
+    let served = Served::impatient(limits()).await;
     let head = fields([
         (":method", "POST"),
         (":scheme", "http"),
@@ -162,7 +148,7 @@ async fn call(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_that_lie_or_are_none_are_refused_each_with_its_status() {
-    let served = impatient().await;
+    let served = Served::impatient(limits()).await;
     let infer = "/inference.GRPCInferenceService/ModelInfer";
     let ready = "/inference.GRPCInferenceService/ModelReady";
     let grpc = [("content-type", "application/grpc")];
@@ -228,7 +214,7 @@ async fn calls_that_lie_or_are_none_are_refused_each_with_its_status() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn names_that_climb_or_are_half_a_text_are_those_of_nothing() {
-    let served = impatient().await;
+    let served = Served::impatient(limits()).await;
     for path in [
         "/v2/models/../../etc/passwd",
         "/v2/models/%2e%2e/%2e%2e/etc/passwd",

@@ -341,6 +341,19 @@ impl Served {
         Self::start_with(config).await
     }
 
+    /// A server that waits for nobody for long and takes no large requests, with the factory's model.
+    pub async fn impatient(limits: ServingLimits) -> Self {
+        let served = Self::start_limited(|limits| {
+            limits.max_request_bytes = 64 << 10;
+            limits.head_within = Duration::from_millis(300);
+            limits.body_within = Duration::from_millis(300);
+            limits.stop_within = Duration::from_secs(2);
+        })
+        .await;
+        served.serve_factory(limits).await;
+        served
+    }
+
     pub async fn start_with(config: ServeConfig) -> Self {
         let server = InferenceServer::start(config).await.unwrap();
         Self {
