@@ -87,8 +87,9 @@ pub(super) fn caller<T>(request: &tonic::Request<T>) -> Result<Caller, Status> {
 
 /// What one call was let in as.
 pub(super) struct Admitted {
-    by: Known,
-    needed: Role,
+    /// By what the caller must still be known while the answer goes on. A worker's session looks
+    /// itself: what it rests on changes.
+    pub(super) watched: Option<Known>,
     entry: Option<Entry>,
     subject: Subject,
 }
@@ -128,12 +129,11 @@ pub(super) async fn admit(
         return Err(refuse(context, entry, &denied).await);
     }
     let subject = Subject::default();
-    let by = caller.by.clone();
+    let watched = (needed != Role::Worker).then(|| caller.by.clone());
     request.extensions.insert(caller);
     request.extensions.insert(subject.clone());
     Ok(Admitted {
-        by,
-        needed,
+        watched,
         // Bytes that nothing refers to yet change nothing.
         entry: (needed != Role::Viewer && entry.call != "ArtifactService/PutBlob").then_some(entry),
         subject,
@@ -141,12 +141,6 @@ pub(super) async fn admit(
 }
 
 impl Admitted {
-    /// By what the caller must still be known while the answer goes on. A worker's session looks
-    /// itself: what it rests on changes.
-    pub(super) fn watched(&self) -> Option<Known> {
-        (self.needed != Role::Worker).then(|| self.by.clone())
-    }
-
     /// What is to be noted of it, if it was to change something.
     pub(super) fn done(self, response: &Response<Body>) -> Option<Entry> {
         let mut entry = self.entry?;

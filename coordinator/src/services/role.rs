@@ -54,13 +54,13 @@ impl Answering {
     async fn answer(mut self, request: Request<Body>) -> Result<Response<Body>, Infallible> {
         let (mut head, body) = request.into_parts();
         let needed = access::needed(head.uri.path());
-        let admitted = match access::admit(&self.context, &mut head, needed).await {
+        let mut admitted = match access::admit(&self.context, &mut head, needed).await {
             Ok(admitted) => admitted,
             Err(why) => return Ok(why.into_http()),
         };
         // Routes are always ready.
         let response = self.routes.call(Request::from_parts(head, body)).await?;
-        let response = match admitted.watched() {
+        let response = match admitted.watched.take() {
             None => response,
             Some(by) => response.map(|answer| {
                 let gate = self.context.gate.clone();
